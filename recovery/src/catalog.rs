@@ -1,0 +1,108 @@
+//! What a repository holds of one lineage, at one moment.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use wal::{Coverage, Lsn, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId, TimelinePath};
+
+use crate::Backup;
+
+/// Name of a lineage: one cluster's unbroken history. Printed `<system identifier>-<n>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LineageId {
+    /// The identifier that initdb gave; clones share it.
+    pub system_identifier: SystemIdentifier,
+    /// Counts the lineages of one cluster that share the identifier, from 1.
+    pub number: u32,
+}
+
+impl fmt::Display for LineageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.system_identifier, self.number)
+    }
+}
+
+/// The text is not the name of a lineage.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is not a lineage: expected <system identifier>-<number>")]
+pub struct ParseLineageIdError(String);
+
+impl FromStr for LineageId {
+    type Err = ParseLineageIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseLineageIdError> {
+        let error = || ParseLineageIdError(text.to_owned());
+        let (system_identifier, number) = text.split_once('-').ok_or_else(error)?;
+        let id = Self {
+            system_identifier: system_identifier.parse().map_err(|_| error())?,
+            number: number.parse().ok().filter(|&n| n > 0).ok_or_else(error)?,
+        };
+        if id.to_string() == text { Ok(id) } else { Err(error()) }
+    }
+}
+
+impl serde::Serialize for LineageId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for LineageId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// How far the tail of an incomplete segment reaches: it starts where `start` says, the segment's first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TailEnd {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// First byte of the segment.
+    pub start: Lsn,
+    /// First byte that is not stored.
+    pub end: Lsn,
+}
+
+/// An immutable snapshot of what the repository holds of one lineage.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    /// The cluster's name in the configuration.
+    pub cluster: String,
+    /// The lineage.
+    pub lineage: LineageId,
+    /// Size of its WAL segments.
+    pub segment_size: SegmentSize,
+    /// Committed backups, oldest first, with `Ok` or `WaitingForWal` by `coverage`.
+    pub backups: Vec<Backup>,
+    /// Whole segments that are stored, as ranges, plus the tails (see `tails`) where the segment itself is absent.
+    pub coverage: Coverage,
+    /// Stored tails of segments that are not stored whole.
+    pub tails: Vec<TailEnd>,
+    /// Stored history files. Timelines without one are roots.
+    pub histories: BTreeMap<TimelineId, TimelineHistory>,
+}
+
+impl Catalog {
+    /// The history of `timeline`: the stored one, or a root.
+    pub fn history(&self, timeline: TimelineId) -> TimelineHistory {
+        self.histories.get(&timeline).cloned().unwrap_or_else(|| TimelineHistory::root(timeline))
+    }
+
+    /// Which segments recovery reads on the way to `timeline`.
+    pub fn path_to(&self, timeline: TimelineId) -> TimelinePath {
+        TimelinePath::new(&self.history(timeline), self.segment_size)
+    }
+
+    /// Every timeline of which WAL or a history is stored, or a backup was taken.
+    pub fn timelines(&self) -> Vec<TimelineId> {
+        let mut timelines: Vec<TimelineId> = self.coverage.timelines().collect();
+        timelines.extend(self.histories.keys());
+        timelines.extend(self.backups.iter().map(|backup| backup.timeline));
+        timelines.sort_unstable();
+        timelines.dedup();
+        timelines
+    }
+}

@@ -1,0 +1,34 @@
+//! pgvault: a backup server for PostgreSQL.
+//!
+//! One daemon streams WAL from a primary through a replication slot, takes base backups, ships both to a repository
+//! and drives recoveries to a moment. The modules stand in the order in which a byte of WAL meets them:
+//!
+//! ```text
+//! primary -> receiver -> spool -> archiver -> codec -> repository -> storage
+//! ```
+//!
+//! The pure crates [`wal`], [`recovery`] and [`retention`] decide; this one does.
+
+// The way of the WAL.
+pub mod archiver;
+pub mod codec;
+pub mod primary;
+pub mod receiver;
+pub mod repository;
+pub mod spool;
+pub mod storage;
+
+// Operations: each has one narrative function; those that destroy or overwrite are plan() and apply().
+pub mod backup;
+pub mod restore;
+pub mod wal_fetch;
+
+// How it runs.
+pub mod cli;
+pub mod config;
+pub mod daemon;
+
+// Small tools.
+pub mod clock;
+pub mod durable;
+pub mod error;

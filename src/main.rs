@@ -1,0 +1,7 @@
+//! The `pgvault` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pgvault::cli::main()
+}

@@ -1,0 +1,7 @@
+//! Whole-program tests, in one binary because linking is slow. Each module's name is the question it answers.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+
+mod support;
+
+mod suite_is_complete;

@@ -1,0 +1,21 @@
+//! PostgreSQL's own words for its write-ahead log: positions, timelines, segments, pages and records.
+//!
+//! This crate is pure: no I/O, no clock, no async, no logging. It reads from left to right:
+//! an [`Lsn`] lies on a [`TimelineId`]; [`SegmentSize`] cuts the log into segments numbered by [`SegmentNumber`] and
+//! named by [`SegmentName`]; a [`TimelineHistory`] tells how timelines fork; [`Coverage`] says which WAL is there.
+
+mod coverage;
+mod history;
+mod lsn;
+mod segment;
+mod system_identifier;
+mod time;
+mod timeline;
+
+pub use coverage::{Coverage, Gap, PathLeg, TimelinePath, WalRange};
+pub use history::{HistoryEntry, ParseHistoryError, TimelineHistory};
+pub use lsn::{Lsn, ParseLsnError};
+pub use segment::{ParseSegmentNameError, SegmentName, SegmentNumber, SegmentSize, SegmentSizeError};
+pub use system_identifier::{ParseSystemIdentifierError, SystemIdentifier};
+pub use time::{ParsePgTimeError, PgTime};
+pub use timeline::{ParseTimelineError, TimelineId};
