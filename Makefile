@@ -1,6 +1,6 @@
 # Each target sets up what a fresh machine lacks and is quick when nothing is missing.
 .DEFAULT_GOAL := help
-SERVERS ?= $(CURDIR)/.cache/servers
+SERVERS ?= /var/tmp/pgvault-test-servers
 export PGVAULT_TEST_SERVERS := $(SERVERS)
 
 help: ## this list
