@@ -15,6 +15,7 @@ fmt: ## format the sources
 lint: ## formatting, clippy, licences and advisories
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	scripts/lint-deps.sh
 
 test: setup ## the whole test suite
 	cargo test --workspace --locked

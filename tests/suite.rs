@@ -4,4 +4,5 @@
 
 mod support;
 
+mod layering;
 mod suite_is_complete;

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# setup.sh DIR: what the tests need and a fresh machine may lack: PostgreSQL from the distribution, further majors and an S3 server
+# unpacked under DIR (scripts/fetch-servers.sh), zstd, openssl. Quick when nothing is missing.
+set -euo pipefail
+servers=${1:?usage: setup.sh DIR}
+here=$(cd "$(dirname "$0")" && pwd)
+
+need() { # need COMMAND PACKAGE: installs PACKAGE where COMMAND is missing
+  command -v "$1" >/dev/null 2>&1 || missing+=("$2")
+}
+missing=()
+need zstd zstd
+need openssl openssl
+need setpriv util-linux
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)
+if [ ${#missing[@]} -gt 0 ]; then
+  if [ "$(id -u)" != 0 ]; then
+    echo "setup: missing ${missing[*]}: install with 'sudo apt-get install ${missing[*]}'" >&2
+    exit 1
+  fi
+  echo "setup: installing ${missing[*]}"
+  # The packaged cluster must not start: tests run servers of their own.
+  mkdir -p /etc/postgresql-common
+  [ -e /etc/postgresql-common/createcluster.conf ] || echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
+fi
+# PostgreSQL refuses to run as root; tests run it as this user.
+[ "$(id -u)" != 0 ] || id postgres >/dev/null 2>&1 || useradd --system --create-home postgres
+
+if [ ! -e "$servers/.complete-1" ]; then
+  echo "setup: fetching PostgreSQL 14 to 18 and SeaweedFS into $servers"
+  mkdir -p "$servers"
+  # Debian's pip refuses to install system-wide; downloading is allowed everywhere.
+  "$here/fetch-servers.sh" "$servers"
+  chmod -R a+rX "$servers"
+  touch "$servers/.complete-1"
+fi
