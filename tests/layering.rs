@@ -5,9 +5,18 @@ use std::path::{Path, PathBuf};
 
 /// Module of `src`, and the modules of `src` it must never name.
 const FORBIDDEN: &[(&str, &[&str])] = &[
-    ("storage", &["repository", "primary", "receiver", "spool", "archiver", "backup", "restore", "config", "daemon", "cli"]),
-    ("codec", &["repository", "primary", "receiver", "spool", "archiver", "backup", "restore", "config", "daemon", "cli"]),
-    ("durable", &["repository", "primary", "receiver", "spool", "archiver", "backup", "restore", "config", "daemon", "cli"]),
+    (
+        "storage",
+        &["repository", "primary", "receiver", "spool", "archiver", "backup", "restore", "config", "daemon", "cli"],
+    ),
+    (
+        "codec",
+        &["repository", "primary", "receiver", "spool", "archiver", "backup", "restore", "config", "daemon", "cli"],
+    ),
+    (
+        "durable",
+        &["repository", "primary", "receiver", "spool", "archiver", "backup", "restore", "config", "daemon", "cli"],
+    ),
     ("clock", &["repository", "primary", "storage", "config", "daemon", "cli"]),
     ("error", &["repository", "primary", "storage", "config", "daemon", "cli"]),
     ("repository", &["primary", "receiver", "spool", "archiver", "backup", "restore", "config", "daemon", "cli"]),
@@ -87,7 +96,18 @@ fn pure_crates_depend_on_nothing_that_does_io() {
 
 #[test]
 fn pure_crates_name_no_io_clock_or_output() {
-    let banned = ["std::fs", "std::net", "std::env", "std::thread", "std::process", "SystemTime", "Instant::", "Utc::now", "println!", "tracing"];
+    let banned = [
+        "std::fs",
+        "std::net",
+        "std::env",
+        "std::thread",
+        "std::process",
+        "SystemTime",
+        "Instant::",
+        "Utc::now",
+        "println!",
+        "tracing",
+    ];
     for (name, _) in PURE {
         for file in rust_files(&root().join(name).join("src")) {
             let code = code_of(&file);

@@ -251,7 +251,8 @@ impl PgNode {
 
     /// Runs SQL through psql; the error text when it fails.
     pub fn try_sql(&self, sql: &str) -> Result<String, String> {
-        let output = self.tool("psql").args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]).output().unwrap();
+        let output =
+            self.tool("psql").args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]).output().unwrap();
         if output.status.success() {
             Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
         } else {
