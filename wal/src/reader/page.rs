@@ -141,7 +141,8 @@ impl PageHeader {
         if flags & !ALL_FLAGS != 0 {
             return Err(error(WalProblem::PageFlags(flags)));
         }
-        let timeline = u32_at(short, 4).and_then(TimelineId::new).ok_or_else(|| error(WalProblem::PageWithoutTimeline))?;
+        let timeline =
+            u32_at(short, 4).and_then(TimelineId::new).ok_or_else(|| error(WalProblem::PageWithoutTimeline))?;
         let address = Lsn::new(u64_at(short, 8).ok_or_else(too_short)?);
         let remaining = u32_at(short, 16).ok_or_else(too_short)?;
         let long = if flags & HAS_LONG_HEADER == 0 {
