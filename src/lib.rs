@@ -17,6 +17,7 @@ pub mod receiver;
 pub mod repository;
 pub mod spool;
 pub mod storage;
+pub mod wal_pipeline;
 
 // Operations: each has one narrative function; those that destroy or overwrite are plan() and apply().
 pub mod backup;
