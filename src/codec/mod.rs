@@ -1,1 +1,16 @@
-//! (to be built)
+//! Bytes to bytes: compression, the header in front of stored WAL, sealed documents, digests.
+//!
+//! Nothing here knows keys, stores or PostgreSQL. Everything that reads takes bytes from outside for hostile: lengths
+//! are bounded before memory is taken, and no claim inside the bytes is believed.
+
+pub mod compression;
+pub mod digest;
+pub mod envelope;
+mod raw_frame;
+pub mod sealed;
+
+pub use compression::{
+    CompressError, Compression, Compressor, DecompressError, Decompressor, FrameReader, compress_frame, decompress,
+    decompress_bounded,
+};
+pub use sealed::{FORMAT_VERSION, SealedError, seal, seal_with_features, unseal};

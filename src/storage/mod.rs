@@ -5,6 +5,10 @@
 //! `faulty` wrap it.
 
 mod key;
+pub mod memory;
+pub mod metered;
+mod open;
+mod options;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -14,6 +18,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use key::{InvalidKey, ObjectKey};
+pub use metered::{RequestResult, StorageMeter};
+pub use open::open;
+pub use options::{StorageContext, StorageOptions};
 
 /// SHA-256 of stored bytes.
 pub type Sha256 = [u8; 32];
@@ -82,7 +89,7 @@ pub struct Capabilities {
 }
 
 /// What a caller can do about a failed request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StorageErrorKind {
     /// There is no object under the key.
     NotFound,
@@ -110,6 +117,18 @@ pub struct StorageError {
     pub key: String,
     /// What the store said, with the request id where there is one; no secret.
     pub message: String,
+}
+
+impl StorageError {
+    /// A failed request.
+    pub fn new(
+        kind: StorageErrorKind,
+        operation: &'static str,
+        key: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self { kind, operation, key: key.into(), message: message.into() }
+    }
 }
 
 /// The result of a request to the store.
@@ -149,4 +168,10 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Where it is, for people: `s3://bucket/prefix`, `file:///srv/pgvault`. No secret.
     fn location(&self) -> String;
+
+    /// A key or prefix with the place it lies in, for messages.
+    fn place_of(&self, key: &str) -> String {
+        let location = self.location();
+        if location.ends_with('/') { location + key } else { format!("{location}/{key}") }
+    }
 }

