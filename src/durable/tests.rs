@@ -4,7 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Barrier;
 
-use super::{TempFile, Written, create_dir_all, dir_sync_is_supported, link_new, rename, rename_new, replace, write_new};
+use super::{
+    TempFile, Written, create_dir_all, dir_sync_is_supported, link_new, rename, rename_new, replace, write_new,
+};
 
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o7777

@@ -87,10 +87,8 @@ impl Storage for MemoryStorage {
 
     async fn list_folders(&self, prefix: &str) -> StorageResult<Vec<String>> {
         let objects = self.objects();
-        let folders: BTreeSet<&str> = objects
-            .keys()
-            .filter_map(|key| Some(key.strip_prefix(prefix)?.split_once('/')?.0))
-            .collect();
+        let folders: BTreeSet<&str> =
+            objects.keys().filter_map(|key| Some(key.strip_prefix(prefix)?.split_once('/')?.0)).collect();
         Ok(folders.into_iter().map(str::to_owned).collect())
     }
 

@@ -10,9 +10,7 @@ use bytes::Bytes;
 
 use crate::clock::Clock;
 
-use super::{
-    Body, Capabilities, ObjectInfo, ObjectKey, PutOutcome, Sha256, Storage, StorageErrorKind, StorageResult,
-};
+use super::{Body, Capabilities, ObjectInfo, ObjectKey, PutOutcome, Sha256, Storage, StorageErrorKind, StorageResult};
 
 /// What became of a request, for the label `result`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
