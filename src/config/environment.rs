@@ -27,8 +27,14 @@ impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Variables {
 }
 
 /// Variables that mean something to pgvault and are not keys.
-const OTHERS: [&str; 6] =
-    ["PGVAULT_CONFIG", "PGVAULT_CLUSTER_NAME", "PGVAULT_HTTP_TOKEN", "PGVAULT_DEMO_BIN", "PGVAULT_REQUEST_ID", "PGVAULT_NO_COLOR"];
+const OTHERS: [&str; 6] = [
+    "PGVAULT_CONFIG",
+    "PGVAULT_CLUSTER_NAME",
+    "PGVAULT_HTTP_TOKEN",
+    "PGVAULT_DEMO_BIN",
+    "PGVAULT_REQUEST_ID",
+    "PGVAULT_NO_COLOR",
+];
 
 /// Secrets of others that may be given as `X_FILE`.
 const SECRETS: [&str; 4] = ["PGPASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
@@ -58,8 +64,10 @@ impl Variables {
     pub fn secret(&self, name: &str) -> Result<Option<String>> {
         let file_variable = format!("{name}_FILE");
         match (self.get(name), self.get(&file_variable)) {
-            (Some(_), Some(_)) => Err(Error::new(ErrorCode::AmbiguousSecret, format!("both {name} and {file_variable} are set"))
-                .help(format!("unset one of them: unset {name}"))),
+            (Some(_), Some(_)) => {
+                Err(Error::new(ErrorCode::AmbiguousSecret, format!("both {name} and {file_variable} are set"))
+                    .help(format!("unset one of them: unset {name}")))
+            }
             (Some(value), None) => Ok(Some(value.to_owned())),
             (None, Some(path)) => read_secret(&file_variable, Path::new(path)).map(Some),
             (None, None) => Ok(None),
@@ -79,16 +87,21 @@ impl Variables {
 
     /// Whether the environment alone names a PostgreSQL server.
     pub fn names_a_server(&self) -> bool {
-        ["PGHOST", "PGHOSTADDR", "PGSERVICE", "PGVAULT_CONNINFO", "PGVAULT_CLUSTER_NAME"].iter().any(|name| self.get(name).is_some())
+        ["PGHOST", "PGHOSTADDR", "PGSERVICE", "PGVAULT_CONNINFO", "PGVAULT_CLUSTER_NAME"]
+            .iter()
+            .any(|name| self.get(name).is_some())
     }
 }
 
 /// The content of a file that holds a secret, without the line end that editors add.
 pub fn read_secret(named_by: &str, path: &Path) -> Result<String> {
     let text = fs::read_to_string(path).map_err(|error| {
-        Error::new(ErrorCode::InvalidConfig, format!("cannot read the secret that {named_by} names: {}", path.display()))
-            .because(error)
-            .help(format!("ls -l {}", path.display()))
+        Error::new(
+            ErrorCode::InvalidConfig,
+            format!("cannot read the secret that {named_by} names: {}", path.display()),
+        )
+        .because(error)
+        .help(format!("ls -l {}", path.display()))
     })?;
     Ok(text.trim_end_matches(['\n', '\r']).to_owned())
 }
@@ -114,7 +127,8 @@ pub fn read(variables: &Variables, settings: &mut Settings) -> Result<()> {
 /// injects for a Service that is named pgvault.
 fn is_no_setting(name: &str) -> bool {
     let rest = name.trim_start_matches("PGVAULT_");
-    let of_kubernetes = rest == "SERVICE_HOST" || rest.starts_with("SERVICE_PORT") || rest == "PORT" || rest.starts_with("PORT_");
+    let of_kubernetes =
+        rest == "SERVICE_HOST" || rest.starts_with("SERVICE_PORT") || rest == "PORT" || rest.starts_with("PORT_");
     of_kubernetes || rest.starts_with("TEST_") || OTHERS.contains(&name)
 }
 
@@ -134,7 +148,8 @@ fn short_section(variables: &Variables, settings: &Settings, name: &str, key: &K
         (None, []) => Ok("main".to_owned()),
         (None, [only]) => Ok(only.clone()),
         (None, [first, ..]) => {
-            let long = format!("PGVAULT_CLUSTER__{}__{}", first.to_uppercase().replace('-', "_"), key.name.to_uppercase());
+            let long =
+                format!("PGVAULT_CLUSTER__{}__{}", first.to_uppercase().replace('-', "_"), key.name.to_uppercase());
             Err(Error::new(ErrorCode::InvalidConfig, format!("{name} does not say which cluster it is for"))
                 .because(format!("configured: {}", settings.clusters().join(", ")))
                 .help(format!("name the cluster in the variable, as in {long}")))
@@ -186,9 +201,13 @@ fn unknown(settings: &Settings, name: &str) -> Error {
         known.extend(key.variable.map(|short| format!("PGVAULT_{short}")));
         let upper = key.name.to_uppercase();
         match key.place {
-            Place::Cluster => known.extend(clusters.iter().map(|c| format!("PGVAULT_CLUSTER__{}__{upper}", c.to_uppercase()))),
+            Place::Cluster => {
+                known.extend(clusters.iter().map(|c| format!("PGVAULT_CLUSTER__{}__{upper}", c.to_uppercase())))
+            }
             Place::Retention => {
-                known.extend(clusters.iter().map(|c| format!("PGVAULT_CLUSTER__{}__RETENTION__{upper}", c.to_uppercase())));
+                known.extend(
+                    clusters.iter().map(|c| format!("PGVAULT_CLUSTER__{}__RETENTION__{upper}", c.to_uppercase())),
+                );
             }
             Place::Daemon => known.push(format!("PGVAULT_DAEMON__{upper}")),
             Place::Repository => known.push(format!("PGVAULT_REPOSITORY__{upper}")),
@@ -299,7 +318,10 @@ mod tests {
         };
         let variables: Variables = [("PGVAULT_SLOT", "x")].into_iter().collect();
         let error = read(&variables, &mut two()).unwrap_err().to_string();
-        assert!(error.contains("PGVAULT_SLOT does not say which cluster") && error.contains("PGVAULT_CLUSTER__A_B__SLOT"), "{error}");
+        assert!(
+            error.contains("PGVAULT_SLOT does not say which cluster") && error.contains("PGVAULT_CLUSTER__A_B__SLOT"),
+            "{error}"
+        );
         let long: Variables = [("PGVAULT_CLUSTER__A_B__SLOT", "x")].into_iter().collect();
         let mut settings = two();
         read(&long, &mut settings).unwrap();

@@ -55,7 +55,8 @@ impl Reader<'_> {
     }
 
     fn unknown(&self, span: std::ops::Range<usize>, name: &str, place: &str, known: &[&str]) -> Error {
-        let error = self.snippet(span).explain(Error::new(ErrorCode::UnknownKey, format!("unknown key `{name}` in {place}")));
+        let error =
+            self.snippet(span).explain(Error::new(ErrorCode::UnknownKey, format!("unknown key `{name}` in {place}")));
         match keys::nearest(name, known.iter().copied()) {
             Some(near) => error.help(format!("did you mean `{near}`?")),
             None => error.help(format!("known here: {}", known.join(", "))),
@@ -65,10 +66,9 @@ impl Reader<'_> {
     fn table<'t, 'i>(&self, name: &str, value: &'t Spanned<DeValue<'i>>) -> Result<&'t DeTable<'i>> {
         match value.get_ref() {
             DeValue::Table(table) => Ok(table),
-            _ => Err(self.snippet(value.span()).explain(Error::new(
-                ErrorCode::InvalidConfig,
-                format!("`{name}` must be a table, written [{name}]"),
-            ))),
+            _ => Err(self
+                .snippet(value.span())
+                .explain(Error::new(ErrorCode::InvalidConfig, format!("`{name}` must be a table, written [{name}]")))),
         }
     }
 
@@ -76,14 +76,23 @@ impl Reader<'_> {
     fn clusters(&self, value: &Spanned<DeValue<'_>>, settings: &mut Settings) -> Result<()> {
         for (name, value) in self.table("cluster", value)? {
             let cluster = values::cluster_name(name.get_ref()).map_err(|what| {
-                let hint = if keys::find(Place::Cluster, name.get_ref()).is_some() { Some("[cluster.main]") } else { None };
+                let hint =
+                    if keys::find(Place::Cluster, name.get_ref()).is_some() { Some("[cluster.main]") } else { None };
                 let error = Error::new(ErrorCode::InvalidConfig, format!("\"{}\" {what}", name.get_ref()));
                 let error = self.snippet(name.span()).explain(error);
-                hint.map_or(error.clone(), |table| error.help(format!("keys of a cluster stand in a table such as {table}")))
+                hint.map_or(error.clone(), |table| {
+                    error.help(format!("keys of a cluster stand in a table such as {table}"))
+                })
             })?;
             if !matches!(value.get_ref(), DeValue::Table(_)) && keys::find(Place::Cluster, &cluster).is_some() {
-                let error = Error::new(ErrorCode::InvalidConfig, format!("`{cluster}` stands in [cluster] without a cluster's name"));
-                return Err(self.snippet(name.span()).explain(error).help("write it in a table such as [cluster.main]"));
+                let error = Error::new(
+                    ErrorCode::InvalidConfig,
+                    format!("`{cluster}` stands in [cluster] without a cluster's name"),
+                );
+                return Err(self
+                    .snippet(name.span())
+                    .explain(error)
+                    .help("write it in a table such as [cluster.main]"));
             }
             settings.name_cluster(&cluster);
             self.section(&Section::Cluster(cluster), value, settings)?;
@@ -108,7 +117,8 @@ impl Reader<'_> {
                     keys::Form::Integer => "a whole number",
                     keys::Form::List => "an array of strings",
                 };
-                let error = Error::new(ErrorCode::InvalidConfig, format!("`{}` in [{section}] must be {wanted}", key.name));
+                let error =
+                    Error::new(ErrorCode::InvalidConfig, format!("`{}` in [{section}] must be {wanted}", key.name));
                 self.snippet(value.span()).explain(error)
             })?;
             settings.set(section.clone(), key, raw, Origin::File(self.snippet(value.span())));
@@ -164,7 +174,12 @@ mod tests {
     #[test]
     fn values_of_the_wrong_form_are_shown_where_they_stand() {
         let text = error("[cluster.main]\ncreate_slot = \"maybe\"\n");
-        assert!(text.starts_with("error[E0104]: `create_slot` in [cluster.main] must be true or false\n  --> pgvault.toml:2:15"), "{text}");
+        assert!(
+            text.starts_with(
+                "error[E0104]: `create_slot` in [cluster.main] must be true or false\n  --> pgvault.toml:2:15"
+            ),
+            "{text}"
+        );
         assert!(text.contains("    |               ^^^^^^^"), "{text}");
         assert!(error("[log]\nrotate_keep = 1.5\n").contains("must be a whole number"));
         assert!(error("log = 1\n").contains("`log` must be a table, written [log]"));

@@ -193,7 +193,12 @@ impl Settings {
     }
 
     /// A key that is read by one of the parsers of [`values`].
-    pub fn parsed<T>(&self, section: &Section, name: &str, parse: impl Fn(&str) -> values::Parsed<T>) -> Result<Option<T>> {
+    pub fn parsed<T>(
+        &self,
+        section: &Section,
+        name: &str,
+        parse: impl Fn(&str) -> values::Parsed<T>,
+    ) -> Result<Option<T>> {
         self.text(section, name)?
             .map(|text| parse(&text).map_err(|what| self.invalid(section, name, &what)))
             .transpose()
@@ -203,9 +208,7 @@ impl Settings {
     pub fn boolean(&self, section: &Section, name: &str) -> Result<Option<bool>> {
         match self.get(section, name).map(|setting| &setting.raw) {
             Some(Raw::Bool(value)) => Ok(Some(*value)),
-            Some(Raw::Text(text)) => {
-                values::boolean(text).map(Some).map_err(|what| self.invalid(section, name, &what))
-            }
+            Some(Raw::Text(text)) => values::boolean(text).map(Some).map_err(|what| self.invalid(section, name, &what)),
             Some(_) => Err(self.invalid(section, name, "is neither true nor false")),
             None => Ok(values::boolean(default(section, name)).ok()),
         }
@@ -224,7 +227,8 @@ impl Settings {
 
     /// Strings; one string counts as a list of one, a variable is split at commas.
     pub fn list(&self, section: &Section, name: &str) -> Result<Vec<String>> {
-        let from_text = |text: &str| text.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect();
+        let from_text =
+            |text: &str| text.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect();
         match self.get(section, name).map(|setting| &setting.raw) {
             Some(Raw::List(items)) => Ok(items.clone()),
             Some(Raw::Text(text)) => Ok(from_text(text)),

@@ -46,9 +46,10 @@ fn implied(config: &Config, section: &Section, key: &keys::Key) -> (String, Stri
     let text = |text: String| Raw::Text(text).to_string();
     let default = Origin::Default.to_string();
     match (section.place(), key.name) {
-        (Place::Daemon, "state_dir") => {
-            (text(config.state_dir.display().to_string()), environment::default_state_dir(&config.variables).1.to_owned())
-        }
+        (Place::Daemon, "state_dir") => (
+            text(config.state_dir.display().to_string()),
+            environment::default_state_dir(&config.variables).1.to_owned(),
+        ),
         (Place::Repository, "url") => (text(config.repository.url.clone()), default),
         (Place::Spool, "dir") => (text(config.spool.dir.display().to_string()), default),
         (Place::Cluster, "conninfo") => (text(String::new()), "environment PG*".to_owned()),

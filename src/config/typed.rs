@@ -8,14 +8,17 @@ use secrecy::SecretString;
 
 use super::environment::{self, Variables};
 use super::settings::Settings;
-use super::{ClusterConfig, Config, HttpConfig, LogConfig, LogFormat, RepositoryConfig, RetentionConfig, Schedule, SpoolConfig};
+use super::{
+    ClusterConfig, Config, HttpConfig, LogConfig, LogFormat, RepositoryConfig, RetentionConfig, Schedule, SpoolConfig,
+};
 use super::{keys::Section, values};
 use crate::error::{Error, ErrorCode, Result};
 
 /// Parses and checks everything.
 pub(super) fn typed(files: Vec<PathBuf>, settings: Settings, variables: &Variables) -> Result<Config> {
     let variables = variables.with_secrets_resolved()?;
-    let state_dir = settings.text(&Section::Daemon, "state_dir")?.filter(|_| settings.get(&Section::Daemon, "state_dir").is_some());
+    let state_dir =
+        settings.text(&Section::Daemon, "state_dir")?.filter(|_| settings.get(&Section::Daemon, "state_dir").is_some());
     let state_dir = state_dir.map_or_else(|| environment::default_state_dir(&variables).0, PathBuf::from);
     let state_dir = absolute(&settings, &Section::Daemon, "state_dir", state_dir)?;
     Ok(Config {
@@ -52,10 +55,16 @@ fn repository(settings: &Settings, variables: &Variables, state_dir: &Path) -> R
         let given_as_file = variables.get(&format!("{name}_FILE")).is_some();
         Ok(variables.get(name).filter(|_| given_as_file).map(|value| SecretString::from(value.to_owned())))
     };
-    let access_key = secret_in("access_key_file")?.map_or_else(|| from_variable("AWS_ACCESS_KEY_ID"), |key| Ok(Some(key)))?;
-    let secret_key = secret_in("secret_key_file")?.map_or_else(|| from_variable("AWS_SECRET_ACCESS_KEY"), |key| Ok(Some(key)))?;
+    let access_key =
+        secret_in("access_key_file")?.map_or_else(|| from_variable("AWS_ACCESS_KEY_ID"), |key| Ok(Some(key)))?;
+    let secret_key =
+        secret_in("secret_key_file")?.map_or_else(|| from_variable("AWS_SECRET_ACCESS_KEY"), |key| Ok(Some(key)))?;
     if access_key.is_some() != secret_key.is_some() {
-        let (given, missing) = if access_key.is_some() { ("access_key_file", "secret_key_file") } else { ("secret_key_file", "access_key_file") };
+        let (given, missing) = if access_key.is_some() {
+            ("access_key_file", "secret_key_file")
+        } else {
+            ("secret_key_file", "access_key_file")
+        };
         return Err(settings.invalid(at, given, &format!("needs `{missing}` beside it")));
     }
     Ok(RepositoryConfig {
@@ -128,7 +137,9 @@ fn compression(text: &str) -> values::Parsed<Option<i32>> {
     match text.split_once(':') {
         None if text == "none" => Ok(None),
         None if text == "zstd" => Ok(Some(1)),
-        Some(("zstd", level)) => level.parse().ok().filter(|level| (1..=19).contains(level)).map(Some).ok_or_else(wrong),
+        Some(("zstd", level)) => {
+            level.parse().ok().filter(|level| (1..=19).contains(level)).map(Some).ok_or_else(wrong)
+        }
         _ => Err(wrong()),
     }
 }
@@ -147,7 +158,9 @@ fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig> {
         name: name.to_owned(),
         conninfo: SecretString::from(settings.text(at, "conninfo")?.unwrap_or_default()),
         slot: settings.parsed(at, "slot", values::slot_name)?,
-        application_name: settings.parsed(at, "application_name", application_name)?.unwrap_or_else(|| "pgvault".to_owned()),
+        application_name: settings
+            .parsed(at, "application_name", application_name)?
+            .unwrap_or_else(|| "pgvault".to_owned()),
         create_slot: settings.boolean(at, "create_slot")?.unwrap_or(true),
         max_rpo: settings.parsed(at, "max_rpo", max_rpo)?.unwrap_or(Duration::from_secs(5)),
         synchronous: settings.boolean(at, "synchronous")?.unwrap_or(false),
@@ -205,8 +218,11 @@ fn http(settings: &Settings, variables: &Variables) -> Result<HttpConfig> {
     let token_file = path(settings, at, "token_file")?;
     let token = match (variables.secret("PGVAULT_HTTP_TOKEN")?, token_file) {
         (Some(_), Some(_)) => {
-            return Err(Error::new(ErrorCode::AmbiguousSecret, "both PGVAULT_HTTP_TOKEN and `token_file` in [http] are set")
-                .help("unset PGVAULT_HTTP_TOKEN"));
+            return Err(Error::new(
+                ErrorCode::AmbiguousSecret,
+                "both PGVAULT_HTTP_TOKEN and `token_file` in [http] are set",
+            )
+            .help("unset PGVAULT_HTTP_TOKEN"));
         }
         (Some(token), None) => Some(token),
         (None, Some(file)) => Some(environment::read_secret("`token_file`", &file)?),

@@ -31,7 +31,8 @@ pub fn duration(text: &str) -> Parsed<Duration> {
     let mut rest = trimmed;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
-        let (number, unit, after) = number_and_unit(rest).ok_or_else(|| format!("is not a duration: expected {help}"))?;
+        let (number, unit, after) =
+            number_and_unit(rest).ok_or_else(|| format!("is not a duration: expected {help}"))?;
         let micros_per_unit: u64 = match unit {
             "us" => 1,
             "ms" => 1_000,
@@ -54,7 +55,9 @@ pub fn duration(text: &str) -> Parsed<Duration> {
 pub fn format_duration(duration: Duration) -> String {
     let mut micros = duration.as_micros();
     let mut text = String::new();
-    for (unit, size) in [("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000), ("us", 1)] {
+    for (unit, size) in
+        [("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000), ("ms", 1_000), ("us", 1)]
+    {
         if micros >= size {
             text.push_str(&format!("{}{unit}", micros / size));
             micros %= size;
@@ -87,7 +90,9 @@ pub fn rate(text: &str) -> Parsed<u64> {
     let trimmed = text.trim();
     size(trimmed.strip_suffix("/s").unwrap_or(trimmed))
         .map_err(|_| "is not a rate: expected a size per second, as in 50MB/s".to_owned())
-        .and_then(|bytes| if bytes == 0 { Err("is not a rate: it must be more than nothing".to_owned()) } else { Ok(bytes) })
+        .and_then(
+            |bytes| if bytes == 0 { Err("is not a rate: it must be more than nothing".to_owned()) } else { Ok(bytes) },
+        )
 }
 
 /// A number, the letters after it, and the rest.
@@ -178,8 +183,14 @@ mod tests {
 
     #[test]
     fn sizes_use_the_units_of_postgresql() {
-        let cases =
-            [("512", 512), ("64kB", 65_536), ("10MB", 10 << 20), ("10 MiB", 10 << 20), ("8GB", 8 << 30), ("1TB", 1 << 40)];
+        let cases = [
+            ("512", 512),
+            ("64kB", 65_536),
+            ("10MB", 10 << 20),
+            ("10 MiB", 10 << 20),
+            ("8GB", 8 << 30),
+            ("1TB", 1 << 40),
+        ];
         for (text, bytes) in cases {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }

@@ -25,7 +25,8 @@ const NOTHING_EXPIRES: &str = "this version deletes nothing";
 
 /// All keys, in the order in which they are shown.
 pub const KEYS: &[Key] = &[
-    key(Daemon, "state_dir", Text, "/var/lib/pgvault", "spool, local indexes and the control socket live here").var("STATE_DIR"),
+    key(Daemon, "state_dir", Text, "/var/lib/pgvault", "spool, local indexes and the control socket live here")
+        .var("STATE_DIR"),
     key(Repository, "url", Text, "", "s3://bucket/prefix or file:///srv/pgvault").var("REPOSITORY"),
     key(Repository, "endpoint", Text, "", "of an S3 server other than Amazon's").var("S3_ENDPOINT"),
     key(Repository, "region", Text, "", "of the bucket").var("S3_REGION"),
@@ -42,7 +43,8 @@ pub const KEYS: &[Key] = &[
     key(Cluster, "slot", Text, "pgvault", "replication slot; \"\" = slotless").var("SLOT"),
     key(Cluster, "application_name", Text, "pgvault", "the name for synchronous_standby_names"),
     key(Cluster, "create_slot", Bool, "true", "false: the HA manager owns the slot"),
-    key(Cluster, "max_rpo", Text, "5s", "ship the tail of the open segment so often; 0 = whole segments only").var("MAX_RPO"),
+    key(Cluster, "max_rpo", Text, "5s", "ship the tail of the open segment so often; 0 = whole segments only")
+        .var("MAX_RPO"),
     key(Cluster, "synchronous", Bool, "false", "true: flush at once, to be named in synchronous_standby_names"),
     key(Cluster, "schedule", Text, "0 3 * * *", "base backups, as in crontab; \"\" = none").var("SCHEDULE"),
     key(Cluster, "time_zone", Text, "UTC", "in which the schedule is read"),
@@ -53,14 +55,19 @@ pub const KEYS: &[Key] = &[
     key(Cluster, "max_rate", Text, "", "of base backups, per second; WAL is never throttled"),
     key(Cluster, "patroni_urls", List, "", "Patroni's REST API on the members")
         .unbuilt("this version finds the primary by the hosts of conninfo"),
-    key(Retention, "recovery_window", Text, "7d", "so far back one can go").var("RECOVERY_WINDOW").unbuilt(NOTHING_EXPIRES),
-    key(Retention, "redundancy", Integer, "2", "keep at least so many usable backups").var("REDUNDANCY").unbuilt(NOTHING_EXPIRES),
+    key(Retention, "recovery_window", Text, "7d", "so far back one can go")
+        .var("RECOVERY_WINDOW")
+        .unbuilt(NOTHING_EXPIRES),
+    key(Retention, "redundancy", Integer, "2", "keep at least so many usable backups")
+        .var("REDUNDANCY")
+        .unbuilt(NOTHING_EXPIRES),
     key(Retention, "keep_daily", Integer, "0", "").unbuilt(NOTHING_EXPIRES),
     key(Retention, "keep_weekly", Integer, "0", "").unbuilt(NOTHING_EXPIRES),
     key(Retention, "keep_monthly", Integer, "0", "").unbuilt(NOTHING_EXPIRES),
     key(Retention, "keep_yearly", Integer, "0", "").unbuilt(NOTHING_EXPIRES),
     key(Retention, "wal_window", Text, "", "WAL kept shorter than the backups").unbuilt(NOTHING_EXPIRES),
-    key(Spool, "dir", Text, "", "WAL that is not yet in the repository; default: spool under state_dir").var("SPOOL_DIR"),
+    key(Spool, "dir", Text, "", "WAL that is not yet in the repository; default: spool under state_dir")
+        .var("SPOOL_DIR"),
     key(Spool, "max_size", Text, "", "of the spool; \"\" = what the disk holds"),
     key(Spool, "on_full", Text, "stall", "stall: disconnect and wait; the slot holds WAL on the primary"),
     key(Http, "listen", Text, "127.0.0.1:8080", "address of the HTTP server; \"\" = none").var("LISTEN"),
@@ -72,4 +79,3 @@ pub const KEYS: &[Key] = &[
     key(Log, "rotate_size", Text, "10MB", "a log file is rotated at this size"),
     key(Log, "rotate_keep", Integer, "15", "so many old log files are kept"),
 ];
-

@@ -81,7 +81,11 @@ fn a_file_that_was_named_must_exist() {
 fn every_wrong_value_says_where_it_stands_and_what_would_do() {
     let setup = Setup::new();
     let cases = [
-        ("[cluster.main]\nmax_rpo = \"5 parsecs\"\n", "`max_rpo` = \"5 parsecs\" in [cluster.main] is not a duration: \"parsecs\" is not a unit", "FILE:2:11"),
+        (
+            "[cluster.main]\nmax_rpo = \"5 parsecs\"\n",
+            "`max_rpo` = \"5 parsecs\" in [cluster.main] is not a duration: \"parsecs\" is not a unit",
+            "FILE:2:11",
+        ),
         ("[cluster.main]\nmax_rpo = \"10ms\"\n", "is shorter than 100ms", "FILE:2:11"),
         ("[cluster.main]\nschedule = \"daily\"\n", "is not a schedule", "FILE:2:12"),
         ("[cluster.main]\ntime_zone = \"Paris\"\n", "is not a time zone", "FILE:2:13"),
