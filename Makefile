@@ -4,20 +4,34 @@ SERVERS ?= /var/tmp/pgvault-test-servers
 export PGVAULT_TEST_SERVERS := $(SERVERS)
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*##/\t/' | expand -t 10
 
-setup: ## PostgreSQL and S3 servers for the tests
-	@scripts/setup.sh "$(SERVERS)"
-
-fmt: ## format the sources
-	cargo fmt --all
-
-lint: ## formatting, clippy, licences and advisories
-	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
-	scripts/lint-deps.sh
+demo: setup-demo ## the main job on a throw-away PostgreSQL, in under a minute
+	cargo build --release --locked
+	target/release/pgvault demo
 
 test: setup ## the whole test suite
 	cargo test --workspace --locked
 
-.PHONY: help setup fmt lint test
+lint: ## formatting, clippy, licences and sources of dependencies
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	scripts/lint-deps.sh
+
+fmt: ## format the sources
+	cargo fmt --all
+
+bench: setup ## a 2 GiB cluster backed up and restored, beside PostgreSQL's own tools (SCALE=14 for a short run)
+	cargo build --release --locked
+	python3 bench/main_job.py target/release/pgvault "$(SERVERS)" $(SCALE)
+
+docs: ## the documentation of the code
+	cargo doc --workspace --no-deps --locked
+
+setup: ## PostgreSQL and S3 servers for the tests
+	@scripts/setup.sh "$(SERVERS)"
+
+setup-demo: ## PostgreSQL of the distribution, for the demo
+	@scripts/setup.sh
+
+.PHONY: help demo test lint fmt bench docs setup setup-demo

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# lint-deps.sh: licences, bans and sources of every dependency, by cargo-deny. Advisories too where their database can be reached.
+# lint-deps.sh: licences, bans and sources of every dependency, by cargo-deny. Advisories too with CHECK_ADVISORIES=1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=${PGVAULT_TOOLS:-/var/tmp/pgvault-tools}
@@ -11,9 +11,7 @@ if ! "$deny" --version 2>/dev/null | grep -qF "$version"; then
   cargo install cargo-deny --version "$version" --locked --debug --quiet --root "$tools"
 fi
 "$deny" --log-level error check bans licenses sources
-# The RustSec database is a git repository: without a way to it this says so and goes on.
-if timeout 20 git ls-remote --exit-code https://github.com/rustsec/advisory-db HEAD >/dev/null 2>&1; then
+# Advisories come from a git repository on the network, which a build machine may not have: only when asked for.
+if [ "${CHECK_ADVISORIES:-0}" = 1 ]; then
   "$deny" --log-level error check advisories
-else
-  echo "lint: the advisory database cannot be reached from here: advisories were not checked"
 fi

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# setup.sh DIR: what the tests need and a fresh machine may lack: PostgreSQL from the distribution, further majors and an S3 server
-# unpacked under DIR (scripts/fetch-servers.sh), zstd, openssl. Quick when nothing is missing.
+# setup.sh [DIR]: what demo and tests need and a fresh machine may lack: PostgreSQL from the distribution, zstd, openssl; with DIR also further
+# majors and an S3 server, unpacked there (scripts/fetch-servers.sh). Quick when nothing is missing.
 set -euo pipefail
-servers=${1:?usage: setup.sh DIR}
+servers=${1:-}
 here=$(cd "$(dirname "$0")" && pwd)
 
 need() { # need COMMAND PACKAGE: installs PACKAGE where COMMAND is missing
@@ -28,7 +28,7 @@ fi
 # PostgreSQL refuses to run as root; tests run it as this user.
 [ "$(id -u)" != 0 ] || id postgres >/dev/null 2>&1 || useradd --system --create-home postgres
 
-if [ ! -e "$servers/.complete-1" ]; then
+if [ -n "$servers" ] && [ ! -e "$servers/.complete-1" ]; then
   echo "setup: fetching PostgreSQL 14 to 18 and SeaweedFS into $servers"
   mkdir -p "$servers"
   # Debian's pip refuses to install system-wide; downloading is allowed everywhere.
