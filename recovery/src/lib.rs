@@ -5,6 +5,8 @@
 
 mod backup;
 mod catalog;
+mod data_path;
 
 pub use backup::{Backup, BackupId, BackupKind, BackupStatus, ParseBackupIdError, Tablespace};
 pub use catalog::{Catalog, LineageId, ParseLineageIdError, TailEnd};
+pub use data_path::{DataPath, InvalidDataPath};
