@@ -3,9 +3,9 @@
 use std::io::{BufRead, BufReader, Read};
 
 use bytes::{Buf, Bytes};
-use sha2::{Digest, Sha256};
-
 use super::{TableEntry, TableError, line};
+use crate::codec::{FrameReader, digest};
+use crate::storage::Sha256;
 
 /// The longest line that is read: the entry of a file of about 1 TiB.
 const MAX_LINE: u64 = 128 << 20;
@@ -21,7 +21,7 @@ pub struct TableFacts {
 
 /// The entries of one stored part, in order. Memory: the compressed part, a window and one entry.
 pub struct PartReader {
-    lines: BufReader<zstd::Decoder<'static, BufReader<bytes::buf::Reader<Bytes>>>>,
+    lines: BufReader<FrameReader<bytes::buf::Reader<Bytes>>>,
     facts: TableFacts,
     line: Vec<u8>,
     entries: u64,
@@ -31,17 +31,17 @@ pub struct PartReader {
 
 impl PartReader {
     /// Checks the stored part against its SHA-256 from the manifest; `entries` is how many it must have.
-    pub fn new(part: Bytes, sha256: [u8; 32], entries: u64, facts: TableFacts) -> Result<Self, TableError> {
-        let found: [u8; 32] = Sha256::digest(&part).into();
+    pub fn new(part: Bytes, sha256: Sha256, entries: u64, facts: TableFacts) -> Result<Self, TableError> {
+        let found = digest::sha256(&part);
         if found != sha256 {
-            return Err(TableError::Checksum { expected: hex::encode(sha256), found: hex::encode(found) });
+            return Err(TableError::Checksum { expected: digest::to_hex(&sha256), found: digest::to_hex(&found) });
         }
         Self::unchecked(part, entries, facts)
     }
 
     fn unchecked(part: Bytes, expected: u64, facts: TableFacts) -> Result<Self, TableError> {
-        let decoder = zstd::Decoder::new(part.reader()).map_err(TableError::Compression)?;
-        Ok(Self { lines: BufReader::new(decoder), facts, line: Vec::new(), entries: 0, expected, ended: false })
+        let frames = FrameReader::new(part.reader()).map_err(TableError::Compression)?;
+        Ok(Self { lines: BufReader::new(frames), facts, line: Vec::new(), entries: 0, expected, ended: false })
     }
 
     fn read_line(&mut self) -> Result<bool, TableError> {

@@ -139,7 +139,7 @@ fn lines_that_contradict_themselves_are_refused() {
 
 #[test]
 fn hostile_bytes_do_not_panic() {
-    read::fuzz_part(b"");
-    read::fuzz_part(b"{}\n[[[[\n\xff");
-    read::fuzz_part(&compressed(&entries()));
+    fuzz_part(b"");
+    fuzz_part(b"{}\n[[[[\n\xff");
+    fuzz_part(&compressed(&entries()));
 }

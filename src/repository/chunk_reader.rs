@@ -1,0 +1,127 @@
+//! Reading chunks back: coalesced ranged reads of packs, each chunk proven by its hash.
+//!
+//! A restore takes some entries of the file table (a part, say), plans the reads for all of them together, because small
+//! files share packs, runs some reads at once and writes what [`PackRead::unpack`] gives at its place:
+//!
+//! ```text
+//! wanted_chunks(entries) -> ChunkReader::plan -> fetch (async, one request) -> unpack (CPU, verified) -> pwrite
+//! ```
+
+mod plan;
+mod unpack;
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use recovery::DataPath;
+
+use crate::repository::file_table::{ChunkRef, EntryKind, TableEntry};
+use crate::storage::{ObjectKey, Storage, StorageError, StorageErrorKind};
+
+pub use plan::{PackRead, WantedChunk, plan, wanted_chunks, zero_chunks};
+pub use unpack::Unpacker;
+
+/// Reads the chunks of one backup. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ChunkReader {
+    storage: Arc<dyn Storage>,
+    packs: Arc<[ObjectKey]>,
+    chunk_size: u32,
+}
+
+/// A chunk could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ChunkError {
+    /// What is stored is not what the file table says. Nothing of the chunk was handed on.
+    #[error("chunk {index} of \"{file}\" is damaged: {pack}, {stored} bytes at {offset}: {what}")]
+    Damaged {
+        /// The pack.
+        pack: ObjectKey,
+        /// Where the chunk lies in it.
+        offset: u32,
+        /// How long it is there.
+        stored: u32,
+        /// A file that needs the chunk.
+        file: DataPath,
+        /// Which chunk of the file, from 0.
+        index: u32,
+        /// What is wrong.
+        what: String,
+    },
+    /// A pack is not there.
+    #[error("{pack} is not in the repository; \"{file}\" needs it")]
+    MissingPack {
+        /// The pack.
+        pack: ObjectKey,
+        /// A file that needs it.
+        file: DataPath,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The receiver of the bytes failed.
+    #[error("\"{file}\": {source}")]
+    Sink {
+        /// The file.
+        file: DataPath,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl ChunkReader {
+    /// A reader of the packs with these keys, in the order of the manifest's `packs`.
+    pub fn new(storage: Arc<dyn Storage>, packs: Vec<ObjectKey>, chunk_size: u32) -> Self {
+        Self { storage, packs: packs.into(), chunk_size }
+    }
+
+    /// Bytes of a chunk.
+    pub fn chunk_size(&self) -> u32 {
+        self.chunk_size
+    }
+
+    /// Fetches what one read needs, with one request. `entries` are those that the read was planned for.
+    pub async fn fetch(&self, read: &PackRead, entries: &[TableEntry]) -> Result<Bytes, ChunkError> {
+        let pack = self.pack(read);
+        match self.storage.get_range(pack, read.range.clone()).await {
+            Err(error) if error.kind == StorageErrorKind::NotFound => {
+                Err(ChunkError::MissingPack { pack: pack.clone(), file: read.file(0, entries) })
+            }
+            result => Ok(result?),
+        }
+    }
+
+    /// Reads one whole file, zeros included, and hands it on chunk by chunk: position in the file, bytes. Not in order.
+    /// For single files; many files are faster through [`plan`].
+    pub async fn read_file(
+        &self,
+        entry: &TableEntry,
+        mut write: impl FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> Result<(), ChunkError> {
+        let EntryKind::File(file) = &entry.kind else { return Ok(()) };
+        let sink = |source| ChunkError::Sink { file: entry.path.clone(), source };
+        let entries = std::slice::from_ref(entry);
+        let mut unpacker = Unpacker::new();
+        for read in plan(wanted_chunks(entries)) {
+            let bytes = self.fetch(&read, entries).await?;
+            unpacker.unpack(self, &read, &bytes, entries, &mut |_, position, plain| write(position, plain))?;
+        }
+        let mut position = 0;
+        for chunk in &file.chunks {
+            if let ChunkRef::Zeros { plain } = chunk {
+                write(position, &vec![0; *plain as usize]).map_err(sink)?;
+            }
+            position += u64::from(chunk.plain());
+        }
+        Ok(())
+    }
+
+    fn pack(&self, read: &PackRead) -> &ObjectKey {
+        // The file table was read with the number of packs that this reader was made with.
+        &self.packs[read.pack as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests;
