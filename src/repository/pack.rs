@@ -147,7 +147,11 @@ pub fn read_toc(end: &[u8], pack_size: u64) -> Result<Toc, TocError> {
         return Err(TocError("its length and its number of chunks contradict each other"));
     }
     let content_len = pack_size - toc_len as u64;
-    entries.chunks_exact(ENTRY_LEN).map(|entry| read_entry(entry, content_len)).collect::<Result<_, _>>().map(Toc::Chunks)
+    entries
+        .chunks_exact(ENTRY_LEN)
+        .map(|entry| read_entry(entry, content_len))
+        .collect::<Result<_, _>>()
+        .map(Toc::Chunks)
 }
 
 fn read_entry(entry: &[u8], content_len: u64) -> Result<PackedChunk, TocError> {

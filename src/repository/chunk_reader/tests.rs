@@ -15,7 +15,8 @@ struct Backup {
 /// Two packs; the second file shares a chunk with the first, the third has zeros in the middle.
 async fn sample(damage: impl FnOnce(&mut Vec<u8>)) -> Backup {
     let size = CHUNK_SIZE as usize;
-    let noise = |seed: usize, len: usize| (0..len).map(|i| ((i * 31 + i / 251 * seed) % 253 + 1) as u8).collect::<Vec<u8>>();
+    let noise =
+        |seed: usize, len: usize| (0..len).map(|i| ((i * 31 + i / 251 * seed) % 253 + 1) as u8).collect::<Vec<u8>>();
     let pieces = [noise(1, size), noise(2, size), noise(3, 700), noise(4, size)];
     let mut builders = [PackBuilder::new(), PackBuilder::new()];
     let refs: Vec<ChunkRef> = [0, 0, 1, 1]
@@ -25,7 +26,13 @@ async fn sample(damage: impl FnOnce(&mut Vec<u8>)) -> Backup {
             let frame = zstd::bulk::compress(plain, 1).unwrap();
             let packed = builders[pack].push(&frame, u32::try_from(plain.len()).unwrap(), ChunkHash::of(plain));
             let (pack, hash) = (u32::try_from(pack).unwrap(), packed.hash);
-            ChunkRef::Stored(StoredChunk { pack, offset: packed.offset, stored: packed.stored, plain: packed.plain, hash })
+            ChunkRef::Stored(StoredChunk {
+                pack,
+                offset: packed.offset,
+                stored: packed.stored,
+                plain: packed.plain,
+                hash,
+            })
         })
         .collect();
     let contents = vec![
@@ -35,8 +42,7 @@ async fn sample(damage: impl FnOnce(&mut Vec<u8>)) -> Backup {
         vec![],
     ];
     let zeros = ChunkRef::Zeros { plain: CHUNK_SIZE };
-    let chunks =
-        [vec![refs[0], refs[1], refs[2]], vec![refs[0], refs[2]], vec![refs[3], zeros, refs[2]], vec![]];
+    let chunks = [vec![refs[0], refs[1], refs[2]], vec![refs[0], refs[2]], vec![refs[3], zeros, refs[2]], vec![]];
     let entries = contents
         .iter()
         .zip(chunks)

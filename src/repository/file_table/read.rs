@@ -2,10 +2,10 @@
 
 use std::io::{BufRead, BufReader, Read};
 
-use bytes::{Buf, Bytes};
 use super::{TableEntry, TableError, line};
 use crate::codec::{FrameReader, digest};
 use crate::storage::Sha256;
+use bytes::{Buf, Bytes};
 
 /// The longest line that is read: the entry of a file of about 1 TiB.
 const MAX_LINE: u64 = 128 << 20;

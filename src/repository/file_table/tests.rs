@@ -111,7 +111,9 @@ fn a_truncated_part_is_an_error_not_an_end() {
 fn lines_that_contradict_themselves_are_refused() {
     let hash = "07".repeat(32);
     let file = |size: &str, chunks: &str| {
-        format!(r#"{{"path":"a","type":"file","mode":384,"mtime":1,"size":{size},"crc32c":"00000000","chunks":{chunks}}}"#)
+        format!(
+            r#"{{"path":"a","type":"file","mode":384,"mtime":1,"size":{size},"crc32c":"00000000","chunks":{chunks}}}"#
+        )
     };
     let good = file("5", &format!(r#"[[1,0,9,5,"{hash}"]]"#));
     assert!(line::read(good.as_bytes(), CHUNK_SIZE, 2).is_ok());

@@ -34,7 +34,12 @@ fn manifest() -> Manifest {
         size_bytes: 3,
         new_bytes: 4,
         stored_bytes: 5,
-        parts: vec![PartRef { name: "files/00000-0102030405060708.zst".to_owned(), sha256: [1; 32], size: 9, entries: 3 }],
+        parts: vec![PartRef {
+            name: "files/00000-0102030405060708.zst".to_owned(),
+            sha256: [1; 32],
+            size: 9,
+            entries: 3,
+        }],
         postgres_manifest: Some(StoredObject { name: "backup_manifest-x.zst".to_owned(), sha256: [2; 32], size: 7 }),
         packs: vec![PackRef { sha256: [3; 32], size: 1000 }],
     }
@@ -46,8 +51,12 @@ fn what_was_sealed_is_read_again() {
     let sealed = manifest.seal().unwrap();
     assert_eq!(Manifest::unseal(&sealed).unwrap(), manifest);
     let text = String::from_utf8(sealed).unwrap();
-    assert!(text.starts_with(r#"{"kind":"backup","format":1,"features":[],"id":"20261119T020512-3f2a","cluster":"main""#));
-    assert!(text.contains(r#""tablespaces":[{"oid":16384,"path":"/srv/fast"},{"oid":16385,"path_hex":"2f7372762fff"}]"#));
+    assert!(
+        text.starts_with(r#"{"kind":"backup","format":1,"features":[],"id":"20261119T020512-3f2a","cluster":"main""#)
+    );
+    assert!(
+        text.contains(r#""tablespaces":[{"oid":16384,"path":"/srv/fast"},{"oid":16385,"path_hex":"2f7372762fff"}]"#)
+    );
     assert!(text.contains(r#""system_identifier":"18446744073709551614""#));
 }
 
