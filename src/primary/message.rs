@@ -155,11 +155,8 @@ mod tests {
         bytes.extend(7_u64.to_be_bytes());
         bytes.extend(9_i64.to_be_bytes());
         bytes.push(1);
-        let expected = StreamMessage::Keepalive {
-            server_end: Lsn::new(7),
-            time: PgTime::from_micros(9),
-            reply_requested: true,
-        };
+        let expected =
+            StreamMessage::Keepalive { server_end: Lsn::new(7), time: PgTime::from_micros(9), reply_requested: true };
         assert_eq!(decode(&bytes), Ok(expected));
         bytes.push(99);
         assert_eq!(decode(&bytes), Ok(expected));

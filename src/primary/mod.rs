@@ -9,8 +9,8 @@
 
 mod auth;
 mod base_backup;
-pub mod conninfo;
 mod connect;
+pub mod conninfo;
 mod dial;
 pub mod error;
 pub mod message;

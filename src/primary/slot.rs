@@ -19,7 +19,11 @@ impl SlotName {
     pub fn new(text: impl Into<String>) -> Result<Self, InvalidSlotName> {
         let text = text.into();
         let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-        if (1..=63).contains(&text.len()) && text.bytes().all(allowed) { Ok(Self(text)) } else { Err(InvalidSlotName(text)) }
+        if (1..=63).contains(&text.len()) && text.bytes().all(allowed) {
+            Ok(Self(text))
+        } else {
+            Err(InvalidSlotName(text))
+        }
     }
 
     /// The name as text.

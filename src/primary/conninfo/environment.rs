@@ -62,7 +62,10 @@ impl Environment {
 fn passwd_entry(uid: u32) -> (Option<String>, Option<PathBuf>) {
     let Ok(passwd) = fs::read_to_string("/etc/passwd") else { return (None, None) };
     let uid = uid.to_string();
-    let entry = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields.get(2) == Some(&uid.as_str()));
+    let entry = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.get(2) == Some(&uid.as_str()));
     match entry {
         Some(fields) => (
             fields.first().map(|name| (*name).to_owned()),

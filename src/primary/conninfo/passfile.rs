@@ -77,7 +77,8 @@ fn name_for_look_up(host: &Host) -> String {
     match &host.name {
         HostName::Tcp(name) => name.clone(),
         HostName::Unix(directory) => {
-            let default = ["/var/run/postgresql", "/run/postgresql", "/tmp"].iter().any(|known| directory == Path::new(known));
+            let default =
+                ["/var/run/postgresql", "/run/postgresql", "/tmp"].iter().any(|known| directory == Path::new(known));
             if default { "localhost".to_owned() } else { directory.display().to_string() }
         }
     }

@@ -109,7 +109,11 @@ fn hosts(reader: &Reader<'_>, environment: &Environment) -> Result<Vec<Host>, Co
             let port = if ports.len() == 1 { ports.first() } else { ports.get(index) };
             Ok(Host {
                 name: host_name(names.get(index), addresses.get(index), environment),
-                address: addresses.get(index).filter(|text| !text.is_empty()).map(|text| address(reader, text)).transpose()?,
+                address: addresses
+                    .get(index)
+                    .filter(|text| !text.is_empty())
+                    .map(|text| address(reader, text))
+                    .transpose()?,
                 port: port.filter(|text| !text.is_empty()).map_or(Ok(5432), |text| port_number(reader, text))?,
             })
         })
@@ -155,10 +159,12 @@ fn tls(reader: &Reader<'_>, environment: &Environment) -> Result<TlsWords, Conni
     }
     let negotiation = reader.word("sslnegotiation", SslNegotiation::WORDS)?.unwrap_or(SslNegotiation::Postgres);
     if negotiation == SslNegotiation::Direct && mode < SslMode::Require {
-        let text = format!("sslmode={mode} is too weak for sslnegotiation=direct: use require, verify-ca or verify-full");
+        let text =
+            format!("sslmode={mode} is too weak for sslnegotiation=direct: use require, verify-ca or verify-full");
         return Err(ConninfoError::Contradiction(text));
     }
-    let (lowest, highest) = (tls_version(reader, "ssl_min_protocol_version")?, tls_version(reader, "ssl_max_protocol_version")?);
+    let (lowest, highest) =
+        (tls_version(reader, "ssl_min_protocol_version")?, tls_version(reader, "ssl_max_protocol_version")?);
     let (only_tls13, only_tls12) = (lowest == Some(13), highest.is_some_and(|version| version < 13));
     if only_tls13 && only_tls12 || highest.is_some_and(|version| version < 12) {
         return Err(ConninfoError::Contradiction("no TLS version is left: pgvault speaks 1.2 and 1.3".to_owned()));
@@ -212,7 +218,11 @@ fn require_auth(reader: &Reader<'_>) -> Result<RequireAuth, ConninfoError> {
     let methods = RequireAuth::parse(text).map_err(|expected| reader.invalid("require_auth", text, expected))?;
     let available = [AuthMethod::Password, AuthMethod::Md5, AuthMethod::ScramSha256, AuthMethod::None];
     if !methods.only.is_empty() && !methods.only.iter().any(|method| available.contains(method)) {
-        return Err(reader.invalid("require_auth", text, "a method that pgvault has: scram-sha-256, none, md5, password"));
+        return Err(reader.invalid(
+            "require_auth",
+            text,
+            "a method that pgvault has: scram-sha-256, none, md5, password",
+        ));
     }
     Ok(methods)
 }

@@ -26,7 +26,9 @@ pub(super) fn fill(words: &mut Words, environment: &Environment) -> Result<(), C
             Err(error) if error.kind() == io::ErrorKind::NotFound && !must_exist => continue,
             Err(error) => return Err(fail(format!("cannot read {}: {error}", path.display()))),
         };
-        if let Some(pairs) = section(&text, &service).map_err(|problem| fail(format!("{}: {problem}", path.display())))? {
+        if let Some(pairs) =
+            section(&text, &service).map_err(|problem| fail(format!("{}: {problem}", path.display())))?
+        {
             for (name, value) in pairs {
                 let known = keyword::KEYWORDS.iter().find(|known| known.name == name);
                 let known = known.ok_or_else(|| fail(format!("{}: unknown keyword \"{name}\"", path.display())))?;
@@ -62,7 +64,8 @@ fn section(text: &str, service: &str) -> Result<Option<Vec<(String, String)>>, S
         if line.starts_with("ldap") {
             return Err(format!("line {}: LDAP look-ups are not supported", index + 1));
         }
-        let (name, value) = line.split_once('=').ok_or_else(|| format!("line {}: expected keyword=value", index + 1))?;
+        let (name, value) =
+            line.split_once('=').ok_or_else(|| format!("line {}: expected keyword=value", index + 1))?;
         if name == "service" || name == "servicefile" {
             return Err(format!("line {}: a service cannot name another", index + 1));
         }

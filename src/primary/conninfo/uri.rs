@@ -80,8 +80,7 @@ fn take_hosts(words: &mut Words, text: &str) -> Result<(), ConninfoError> {
 }
 
 fn take_parameter(words: &mut Words, parameter: &str) -> Result<(), ConninfoError> {
-    let (name, value) =
-        parameter.split_once('=').ok_or_else(|| syntax("a query parameter of the URI has no \"=\""))?;
+    let (name, value) = parameter.split_once('=').ok_or_else(|| syntax("a query parameter of the URI has no \"=\""))?;
     if value.contains('=') {
         return Err(syntax("a query parameter of the URI has more than one \"=\""));
     }

@@ -46,18 +46,22 @@ impl PgError {
             Self::Refused(refusal) => return help_for_refusal(refusal),
             Self::Server(error) => return help_for_code(code_of(error), error, None),
             Self::Conninfo(_) => &["correct the conninfo; `pgvault config show` prints where each value comes from"],
-            Self::Auth { .. } => {
-                &["give the password in ~/.pgpass (mode 0600): host:port:database:user:password, database `replication` or `*`"]
+            Self::Auth { .. } => &[
+                "give the password in ~/.pgpass (mode 0600): host:port:database:user:password, database `replication` or `*`",
+            ],
+            Self::Tls { .. } => &[
+                "give the authority's certificate with sslrootcert=FILE, and connect by a name in the server's certificate",
+            ],
+            Self::Unreachable { .. } => {
+                &["check that the server runs and that `listen_addresses`, the port and the firewall let us in"]
             }
-            Self::Tls { .. } => {
-                &["give the authority's certificate with sslrootcert=FILE, and connect by a name in the server's certificate"]
-            }
-            Self::Unreachable { .. } => &["check that the server runs and that `listen_addresses`, the port and the firewall let us in"],
-            Self::NoSuitableHost { .. } | Self::WrongRole { .. } => {
-                &["check which node is the primary: SELECT pg_is_in_recovery(); on each, or drop target_session_attrs to take any"]
-            }
+            Self::NoSuitableHost { .. } | Self::WrongRole { .. } => &[
+                "check which node is the primary: SELECT pg_is_in_recovery(); on each, or drop target_session_attrs to take any",
+            ],
             Self::TooOld { .. } => &["back up a server of PostgreSQL 14 or later"],
-            Self::Timeout { .. } | Self::Io { .. } | Self::Protocol(_) => &["look at the server's log at this moment; pgvault tries again by itself"],
+            Self::Timeout { .. } | Self::Io { .. } | Self::Protocol(_) => {
+                &["look at the server's log at this moment; pgvault tries again by itself"]
+            }
         };
         help.iter().map(|&line| line.to_owned()).collect()
     }
@@ -111,7 +115,10 @@ fn help_for_refusal(refusal: &Refusal) -> Vec<String> {
             vec![format!("add to pg_hba.conf of {}: {line}", refusal.host), "then: SELECT pg_reload_conf();".to_owned()]
         }
         "28P01" => {
-            vec!["check the password: in the conninfo, PGPASSWORD, or ~/.pgpass (database `replication` or `*`)".to_owned()]
+            vec![
+                "check the password: in the conninfo, PGPASSWORD, or ~/.pgpass (database `replication` or `*`)"
+                    .to_owned(),
+            ]
         }
         _ => help_for_code(code_of(&refusal.error), &refusal.error, Some(&refusal.user)),
     }
