@@ -32,6 +32,15 @@ impl ObjectKey {
     }
 }
 
+/// Checks a prefix for listings: empty, or whole key components ending in `/`.
+pub(super) fn check_prefix(prefix: &str) -> Result<(), InvalidKey> {
+    match prefix.strip_suffix('/') {
+        Some(folder) => ObjectKey::new(folder).map(|_| ()),
+        None if prefix.is_empty() => Ok(()),
+        None => Err(InvalidKey(prefix.to_owned())),
+    }
+}
+
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -5,6 +5,7 @@
 //! `faulty` wrap it.
 
 mod key;
+pub mod local;
 pub mod memory;
 pub mod metered;
 mod open;

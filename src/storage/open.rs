@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::local::{LocalStorage, directory_of};
 use super::memory::MemoryStorage;
 use super::metered::Metered;
 use super::{Storage, StorageContext, StorageError, StorageErrorKind, StorageOptions, StorageResult};
@@ -14,10 +15,16 @@ pub async fn open(options: &StorageOptions, context: StorageContext) -> StorageR
     let url = &options.url;
     let store: Arc<dyn Storage> = match url.split_once("://") {
         Some(("memory", _)) => Arc::new(MemoryStorage::new()),
-        _ => {
-            let message = "not a place for a repository: s3://bucket/prefix or file:///absolute/path";
-            return Err(StorageError::new(StorageErrorKind::Other, "open", url.clone(), message));
+        Some(("file", _)) => {
+            let root = directory_of(url).ok_or_else(|| not_a_place(url))?;
+            Arc::new(LocalStorage::open(&root, context.clock.now()).await?)
         }
+        _ => return Err(not_a_place(url)),
     };
     Ok(Arc::new(Metered::new(store, context.meter, context.clock)))
+}
+
+fn not_a_place(url: &str) -> StorageError {
+    let message = "not a place for a repository: s3://bucket/prefix or file:///absolute/path";
+    StorageError::new(StorageErrorKind::Other, "open", url, message)
 }
