@@ -250,7 +250,10 @@ fn write_body(temp: &mut TempFile, body: &Body, sha256: Sha256) -> Result<(), Tr
         Body::File { path, len } => (path, *len),
     };
     let source = File::open(path).map_err(|error| {
-        Trouble::Found(StorageErrorKind::Other, format!("the file to store, {}, cannot be read: {error}", path.display()))
+        Trouble::Found(
+            StorageErrorKind::Other,
+            format!("the file to store, {}, cannot be read: {error}", path.display()),
+        )
     })?;
     let mut source = source.take(len.saturating_add(1));
     let mut hasher = Hasher::new();
