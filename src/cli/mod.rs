@@ -1,6 +1,187 @@
-//! (to be built)
+//! The command line: one file per command. Nothing else in pgvault prints.
 
-/// (to be built)
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::from(2)
+pub mod args;
+mod completions;
+mod config;
+mod context;
+mod logging;
+mod moment;
+mod not_available;
+mod output;
+
+use std::any::Any;
+use std::ffi::OsString;
+use std::panic;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::config::Variables;
+use crate::error::{Error, ErrorCode};
+use args::{Backup, Cli, Command, Config, Repo, Wal};
+use context::Context;
+use output::Output;
+
+/// What a command may end with besides an error: most end with 0, `wal fetch` and `check` have codes of their own.
+type Ended = Result<u8, Error>;
+
+/// `wal fetch` failed in a way that must stop recovery instead of ending it: PostgreSQL takes 1 to 125 for "no more WAL"
+/// and promotes (xlogarchive.c, `RestoreArchivedFile`); above that it stops.
+const FETCH_FAILED: u8 = 255;
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let is_fetch = names_wal_fetch(&args);
+    hide_stack_traces();
+    let ended = panic::catch_unwind(|| run(args)).unwrap_or_else(|panic| {
+        let output = Output::new(false, false, true, |_| None);
+        output.error(&internal_error(panic.as_ref()));
+        ErrorCode::Unclassified.exit_code()
+    });
+    let code = if is_fetch && ended > 1 { FETCH_FAILED } else { ended };
+    ExitCode::from(code)
+}
+
+fn run(args: Vec<OsString>) -> u8 {
+    let is_fetch = names_wal_fetch(&args);
+    let wants_json = args.iter().any(|arg| arg == "--json");
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, wants_json, is_fetch),
+    };
+    let variables = Variables::of_process();
+    let variable = |name: &str| variables.get(name).map(str::to_owned);
+    let output = Output::new(cli.global.json, cli.global.quiet, cli.global.no_color, variable);
+    let context = Context::new(cli.global, output, variables);
+    let ended = dispatch(&context, cli.command);
+    match ended {
+        Ok(code) => code,
+        Err(error) => {
+            output.error(&error);
+            if is_fetch { FETCH_FAILED } else { error.code().exit_code() }
+        }
+    }
+}
+
+fn dispatch(context: &Context, command: Command) -> Ended {
+    match command {
+        Command::Config(command) => match command {
+            Config::Check => config::check(context),
+            Config::Show => config::show(context),
+            Config::Init => config::init(context),
+            Config::Schema(_) => not_available::command("config schema"),
+        },
+        Command::Completions { shell } => completions::completions(context, shell),
+        Command::Man { dir } => completions::man(context, &dir),
+        Command::Version => completions::version(context),
+        Command::Backup(Backup::Verify(_)) => not_available::command("backup verify"),
+        Command::Backup(Backup::Keep(_)) => not_available::command("backup keep"),
+        Command::Backup(Backup::Release(_)) => not_available::command("backup release"),
+        Command::Backup(Backup::Delete(_)) => not_available::command("backup delete"),
+        Command::Wal(Wal::Verify(_)) => not_available::command("wal verify"),
+        Command::Repo(Repo::Stats(_)) => not_available::command("repo stats"),
+        Command::Repo(Repo::Copy(_)) => not_available::command("repo copy"),
+        Command::Retention(_) => not_available::command("retention"),
+        Command::Key(_) => not_available::command("key"),
+        Command::Standby(_) => not_available::command("standby"),
+        Command::Peek(_) => not_available::command("peek"),
+        Command::Drill(_) => not_available::command("drill"),
+        Command::Jobs(_) => not_available::command("jobs"),
+        _ => not_available::command("this command"),
+    }
+}
+
+/// Help and version are data; everything else that clap refuses is an error in our form.
+fn usage(error: &clap::Error, json: bool, is_fetch: bool) -> u8 {
+    let output = Output::new(json, false, true, |_| None);
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        output.text(error.render().to_string().trim_end());
+        return 0;
+    }
+    let rendered = error.render().to_string();
+    output.error(&usage_error(&rendered));
+    if is_fetch { FETCH_FAILED } else { ErrorCode::Usage.exit_code() }
+}
+
+/// clap's text as an error: its first line is what happened, what follows up to the usage line explains.
+fn usage_error(rendered: &str) -> Error {
+    let mut lines = rendered.lines().map(str::trim_end).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or("the command line cannot be understood");
+    // Without a command clap prints its whole help.
+    let missing_command = !first.starts_with("error: ");
+    let message = if missing_command { "no command" } else { first.trim_start_matches("error: ") };
+    let mut error = Error::new(ErrorCode::Usage, message);
+    if missing_command {
+        return error.help("pgvault --help");
+    }
+    let mut helps = Vec::new();
+    for line in lines {
+        let line = line.trim_start();
+        if line.starts_with("For more information") {
+            continue;
+        }
+        match line.strip_prefix("tip: ") {
+            Some(tip) => helps.push(tip.to_owned()),
+            None => error = error.because(line),
+        }
+    }
+    helps.push("pgvault COMMAND --help".to_owned());
+    helps.into_iter().fold(error, Error::help)
+}
+
+/// Whether the command is `wal fetch`, as well as can be told of a command line that may be wrong.
+fn names_wal_fetch(args: &[OsString]) -> bool {
+    let words: Vec<&str> = args.iter().skip(1).filter_map(|arg| arg.to_str()).collect();
+    words.iter().any(|word| matches!(*word, "wal-fetch" | "get-wal" | "archive-get"))
+        || words.windows(2).any(|pair| pair == ["wal", "fetch"])
+        || (words.contains(&"wal") && words.contains(&"fetch"))
+}
+
+/// A panic is a fault of pgvault; it is told like any error, never as a stack trace, whatever `RUST_BACKTRACE` says.
+fn hide_stack_traces() {
+    panic::set_hook(Box::new(|info| {
+        let at = info.location().map(|location| format!("{}:{}", location.file(), location.line()));
+        tracing::error!(at, "internal error: {}", panic_text(info.payload()));
+    }));
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no text".to_owned())
+}
+
+fn internal_error(panic: &(dyn Any + Send)) -> Error {
+    Error::new(ErrorCode::Unclassified, "internal error: pgvault has a fault")
+        .because(panic_text(panic))
+        .help("report it with the command and this text; nothing was left half-written under a final name")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn a_wrong_wal_fetch_is_still_a_wal_fetch() {
+        for line in ["pgvault wal fetch", "pgvault -c x wal fetch main", "pgvault get-wal", "pgvault wal --json fetch"] {
+            assert!(names_wal_fetch(&words(line)), "{line}");
+        }
+        for line in ["pgvault wal list", "pgvault backup list", "pgvault"] {
+            assert!(!names_wal_fetch(&words(line)), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_usage_error_keeps_what_clap_knows() {
+        let error = Cli::try_parse_from(words("pgvault backup lst")).unwrap_err();
+        let error = usage_error(&error.render().to_string());
+        assert_eq!(error.code(), ErrorCode::Usage);
+        assert!(error.message().contains("lst"), "{error}");
+        assert!(error.help_lines()[0].contains("list"), "{error}");
+    }
 }

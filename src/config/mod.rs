@@ -22,6 +22,10 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use crate::codec::Compression;
+use crate::error::{Error, ErrorCode, Result};
+use crate::storage::StorageOptions;
+
 pub use environment::Variables;
 pub use load::{Flags, load};
 pub use settings::{Origin, Raw, Settings};
@@ -54,30 +58,10 @@ pub struct Config {
 /// `[repository]`
 #[derive(Clone, Debug)]
 pub struct RepositoryConfig {
-    /// `s3://bucket/prefix` or `file:///srv/pgvault`.
-    pub url: String,
-    /// Of an S3 server other than Amazon's.
-    pub endpoint: Option<String>,
-    /// Of the bucket.
-    pub region: Option<String>,
-    /// Bucket in the path; `None`: when an endpoint is set.
-    pub path_style: Option<bool>,
-    /// Whether plain http is accepted beyond this machine.
-    pub allow_http: bool,
-    /// Certificates to trust, PEM.
-    pub ca_file: Option<PathBuf>,
-    /// Of stored objects.
-    pub storage_class: Option<String>,
-    /// Parallel requests.
-    pub connections: usize,
-    /// From a file, in place of the AWS chain.
-    pub access_key: Option<SecretString>,
-    /// From a file, in place of the AWS chain.
-    pub secret_key: Option<SecretString>,
-    /// From a file, in place of the AWS chain.
-    pub session_token: Option<SecretString>,
-    /// zstd level; `None`: raw blocks.
-    pub compression: Option<i32>,
+    /// Where it lies and how to get there.
+    pub storage: StorageOptions,
+    /// How stored bytes are compressed.
+    pub compression: Compression,
 }
 
 /// `[cluster.NAME]`
@@ -168,6 +152,13 @@ impl Config {
     /// The cluster with this name.
     pub fn cluster(&self, name: &str) -> Option<&ClusterConfig> {
         self.clusters.iter().find(|cluster| cluster.name == name)
+    }
+
+    /// A cluster that no file names, with the defaults of every key.
+    pub fn implied_cluster(&self, name: &str) -> Result<ClusterConfig> {
+        let name = values::cluster_name(name)
+            .map_err(|what| Error::new(ErrorCode::NotFound, format!("\"{name}\" {what}")))?;
+        typed::cluster(&self.settings, &name)
     }
 
     /// The control socket of the daemon that works in this state directory.

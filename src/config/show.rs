@@ -50,7 +50,7 @@ fn implied(config: &Config, section: &Section, key: &keys::Key) -> (String, Stri
             text(config.state_dir.display().to_string()),
             environment::default_state_dir(&config.variables).1.to_owned(),
         ),
-        (Place::Repository, "url") => (text(config.repository.url.clone()), default),
+        (Place::Repository, "url") => (text(config.repository.storage.url.clone()), default),
         (Place::Spool, "dir") => (text(config.spool.dir.display().to_string()), default),
         (Place::Cluster, "conninfo") => (text(String::new()), "environment PG*".to_owned()),
         _ => {

@@ -12,7 +12,9 @@ use super::{
     ClusterConfig, Config, HttpConfig, LogConfig, LogFormat, RepositoryConfig, RetentionConfig, Schedule, SpoolConfig,
 };
 use super::{keys::Section, values};
+use crate::codec::Compression;
 use crate::error::{Error, ErrorCode, Result};
+use crate::storage::StorageOptions;
 
 /// Parses and checks everything.
 pub(super) fn typed(files: Vec<PathBuf>, settings: Settings, variables: &Variables) -> Result<Config> {
@@ -46,28 +48,19 @@ fn path(settings: &Settings, section: &Section, name: &str) -> Result<Option<Pat
 fn repository(settings: &Settings, variables: &Variables, state_dir: &Path) -> Result<RepositoryConfig> {
     let at = &Section::Repository;
     refuse_encryption(settings)?;
-    let secret_in = |name: &str| -> Result<Option<SecretString>> {
-        let file = path(settings, at, name)?;
-        file.map(|file| environment::read_secret(&format!("`{name}`"), &file).map(SecretString::from)).transpose()
-    };
     // X_FILE variables stand for the same as the keys; the chain of AWS reads X itself.
-    let from_variable = |name: &str| -> Result<Option<SecretString>> {
-        let given_as_file = variables.get(&format!("{name}_FILE")).is_some();
-        Ok(variables.get(name).filter(|_| given_as_file).map(|value| SecretString::from(value.to_owned())))
+    let key_file = |name: &str, variable: &str| -> Result<Option<PathBuf>> {
+        let from_variable = || variables.get(&format!("{variable}_FILE")).map(PathBuf::from);
+        Ok(path(settings, at, name)?.or_else(from_variable))
     };
-    let access_key =
-        secret_in("access_key_file")?.map_or_else(|| from_variable("AWS_ACCESS_KEY_ID"), |key| Ok(Some(key)))?;
-    let secret_key =
-        secret_in("secret_key_file")?.map_or_else(|| from_variable("AWS_SECRET_ACCESS_KEY"), |key| Ok(Some(key)))?;
-    if access_key.is_some() != secret_key.is_some() {
-        let (given, missing) = if access_key.is_some() {
-            ("access_key_file", "secret_key_file")
-        } else {
-            ("secret_key_file", "access_key_file")
-        };
+    let access_key_file = key_file("access_key_file", "AWS_ACCESS_KEY_ID")?;
+    let secret_key_file = key_file("secret_key_file", "AWS_SECRET_ACCESS_KEY")?;
+    if access_key_file.is_some() != secret_key_file.is_some() {
+        let (given, missing) =
+            if access_key_file.is_some() { ("access_key_file", "secret_key_file") } else { ("secret_key_file", "access_key_file") };
         return Err(settings.invalid(at, given, &format!("needs `{missing}` beside it")));
     }
-    Ok(RepositoryConfig {
+    let storage = StorageOptions {
         url: repository_url(settings, state_dir)?,
         endpoint: settings.text(at, "endpoint")?,
         region: settings.text(at, "region")?,
@@ -75,12 +68,12 @@ fn repository(settings: &Settings, variables: &Variables, state_dir: &Path) -> R
         allow_http: settings.boolean(at, "allow_http")?.unwrap_or(false),
         ca_file: path(settings, at, "ca_file")?,
         storage_class: settings.text(at, "storage_class")?,
-        connections: connections(settings)?,
-        access_key,
-        secret_key,
-        session_token: from_variable("AWS_SESSION_TOKEN")?,
-        compression: settings.parsed(at, "compression", compression)?.unwrap_or(Some(1)),
-    })
+        connections: Some(connections(settings)?),
+        access_key_file,
+        secret_key_file,
+    };
+    let compression = settings.parsed(at, "compression", compression)?.unwrap_or(Compression::Zstd(1));
+    Ok(RepositoryConfig { storage, compression })
 }
 
 /// Data that were meant to be encrypted must never be stored in the clear.
@@ -132,19 +125,12 @@ fn connections(settings: &Settings) -> Result<usize> {
     }
 }
 
-fn compression(text: &str) -> values::Parsed<Option<i32>> {
-    let wrong = || "is neither none nor zstd:1 … zstd:19".to_owned();
-    match text.split_once(':') {
-        None if text == "none" => Ok(None),
-        None if text == "zstd" => Ok(Some(1)),
-        Some(("zstd", level)) => {
-            level.parse().ok().filter(|level| (1..=19).contains(level)).map(Some).ok_or_else(wrong)
-        }
-        _ => Err(wrong()),
-    }
+fn compression(text: &str) -> values::Parsed<Compression> {
+    text.parse().map_err(|_| "is neither \"none\" nor \"zstd:LEVEL\" with a level from -7 to 19".to_owned())
 }
 
-fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig> {
+/// One cluster, whether or not anything is set for it.
+pub(super) fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig> {
     let at = &Section::Cluster(name.to_owned());
     let zone = settings.parsed(at, "time_zone", values::zone)?.unwrap_or(chrono_tz::UTC);
     let cron = settings.parsed(at, "schedule", |text| values::cron(text).map(|cron| (cron, text.to_owned())))?;

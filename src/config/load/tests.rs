@@ -41,7 +41,7 @@ fn no_file_is_needed() {
     assert_eq!(config.clusters[0].name, "main");
     assert_eq!(config.clusters[0].slot.as_deref(), Some("pgvault"));
     assert_eq!(config.clusters[0].max_rpo, Duration::from_secs(5));
-    assert_eq!(config.repository.url, "s3://backups/pg");
+    assert_eq!(config.repository.storage.url, "s3://backups/pg");
     assert_eq!(config.state_dir, Path::new("/var/lib/pgvault"));
 }
 
@@ -50,7 +50,7 @@ fn without_anything_there_is_no_cluster_and_the_repository_lies_under_the_state_
     let config = Setup::new().load(&[("XDG_STATE_HOME", "/home/me/.state")]).unwrap();
     assert!(config.clusters.is_empty());
     assert_eq!(config.state_dir, Path::new("/home/me/.state/pgvault"));
-    assert_eq!(config.repository.url, "file:///home/me/.state/pgvault/repository");
+    assert_eq!(config.repository.storage.url, "file:///home/me/.state/pgvault/repository");
     assert_eq!(config.spool.dir, Path::new("/home/me/.state/pgvault/spool"));
 }
 
@@ -99,7 +99,7 @@ fn every_wrong_value_says_where_it_stands_and_what_would_do() {
         ("[repository]\nurl = \"file://srv\"\n", "is not absolute", "FILE:2:7"),
         ("[repository]\nurl = \"s3://\"\n", "names no bucket", "FILE:2:7"),
         ("[repository]\nurl = \"ftp://x\"\n", "is neither s3://bucket/prefix nor file:///path", "FILE:2:7"),
-        ("[repository]\ncompression = \"gzip\"\n", "is neither none nor zstd:1", "FILE:2:15"),
+        ("[repository]\ncompression = \"gzip\"\n", "is neither \"none\" nor \"zstd:LEVEL\"", "FILE:2:15"),
         ("[repository]\nconnections = 0\n", "is not a number from 1 to 256", "FILE:2:15"),
         ("[repository]\nencryption = [\"age1abc\"]\n", "is not available in this version", "FILE:2:14"),
         ("[spool]\nmax_size = \"1MB\"\n", "is too small", "FILE:2:12"),
