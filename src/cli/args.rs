@@ -416,7 +416,8 @@ mod tests {
     #[test]
     fn aliases_take_the_same_arguments() {
         for name in ["get-wal", "archive-get", "wal-fetch"] {
-            let cli = Cli::try_parse_from(["pgvault", name, "main", "000000010000000000000001", "pg_wal/RECOVERYXLOG"]).unwrap();
+            let cli = Cli::try_parse_from(["pgvault", name, "main", "000000010000000000000001", "pg_wal/RECOVERYXLOG"])
+                .unwrap();
             assert!(matches!(cli.command, Command::WalFetch(_)), "{name}");
         }
         assert!(matches!(Cli::try_parse_from(["pgvault", "expire", "plan"]).unwrap().command, Command::Retention(_)));

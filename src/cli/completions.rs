@@ -33,7 +33,9 @@ pub(super) fn man(context: &Context, dir: &Path) -> Ended {
 pub(super) fn version(context: &Context) -> Ended {
     let version = env!("CARGO_PKG_VERSION");
     if context.output.json {
-        context.output.document(&json!({ "name": "pgvault", "version": version, "repository_format": 1, "postgresql": "14-18" }));
+        context
+            .output
+            .document(&json!({ "name": "pgvault", "version": version, "repository_format": 1, "postgresql": "14-18" }));
     } else {
         context.output.text(&format!("pgvault {version}"));
     }

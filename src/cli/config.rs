@@ -12,7 +12,9 @@ pub(super) fn check(context: &Context) -> Ended {
     let output = &context.output;
     if output.json {
         let clusters: Vec<&str> = config.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
-        output.document(&json!({ "ok": true, "files": config.files, "clusters": clusters, "without_effect": without_effect }));
+        output.document(
+            &json!({ "ok": true, "files": config.files, "clusters": clusters, "without_effect": without_effect }),
+        );
         return Ok(0);
     }
     for line in &without_effect {
@@ -34,10 +36,8 @@ pub(super) fn show(context: &Context) -> Ended {
         context.output.document(&json!({ "files": config.files, "settings": shown }));
         return Ok(0);
     }
-    let rows = shown
-        .into_iter()
-        .map(|row| vec![format!("{}.{}", row.section, row.key), row.value, row.source])
-        .collect();
+    let rows =
+        shown.into_iter().map(|row| vec![format!("{}.{}", row.section, row.key), row.value, row.source]).collect();
     context.output.table(&["KEY", "VALUE", "SOURCE"], rows);
     Ok(0)
 }

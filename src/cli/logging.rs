@@ -20,9 +20,9 @@ pub(super) fn start(config: &LogConfig, color: bool) -> Result<()> {
         Some(path) => {
             let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             // FileRotate panics when it cannot open its file: find out before.
-            let opened = directory.map_or(Ok(()), std::fs::create_dir_all).and_then(|()| {
-                std::fs::OpenOptions::new().create(true).append(true).open(path).map(|_| ())
-            });
+            let opened = directory
+                .map_or(Ok(()), std::fs::create_dir_all)
+                .and_then(|()| std::fs::OpenOptions::new().create(true).append(true).open(path).map(|_| ()));
             opened.map_err(|error| {
                 Error::new(ErrorCode::InvalidConfig, format!("cannot write the log {}", path.display()))
                     .because(error)

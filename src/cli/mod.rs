@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn a_wrong_wal_fetch_is_still_a_wal_fetch() {
-        for line in ["pgvault wal fetch", "pgvault -c x wal fetch main", "pgvault get-wal", "pgvault wal --json fetch"] {
+        for line in ["pgvault wal fetch", "pgvault -c x wal fetch main", "pgvault get-wal", "pgvault wal --json fetch"]
+        {
             assert!(names_wal_fetch(&words(line)), "{line}");
         }
         for line in ["pgvault wal list", "pgvault backup list", "pgvault"] {

@@ -31,8 +31,9 @@ fn relative(text: &str, now: DateTime<Utc>) -> Result<Option<DateTime<Utc>>> {
         return Ok(Some(now));
     }
     let Some(length) = text.strip_suffix("ago") else { return Ok(None) };
-    let duration = crate::config::values::duration(length)
-        .map_err(|what| Error::new(ErrorCode::Usage, format!("\"{text}\" is not a time: \"{}\" {what}", length.trim())))?;
+    let duration = crate::config::values::duration(length).map_err(|what| {
+        Error::new(ErrorCode::Usage, format!("\"{text}\" is not a time: \"{}\" {what}", length.trim()))
+    })?;
     let too_far = || Error::new(ErrorCode::Usage, format!("\"{text}\" is not a time: it is too long ago"));
     let duration = Duration::from_std(duration).map_err(|_| too_far())?;
     now.checked_sub_signed(duration).map(Some).ok_or_else(too_far)
@@ -69,10 +70,11 @@ fn in_zone(text: &str, naive: NaiveDateTime, zone: &str) -> Result<DateTime<Utc>
     })?;
     match zone.from_local_datetime(&naive) {
         chrono::LocalResult::Single(time) => Ok(time.to_utc()),
-        chrono::LocalResult::None => {
-            Err(Error::new(ErrorCode::Usage, format!("\"{text}\" never was: clocks in {zone} were set forward over it"))
-                .help("write the time with an offset, as in +02"))
-        }
+        chrono::LocalResult::None => Err(Error::new(
+            ErrorCode::Usage,
+            format!("\"{text}\" never was: clocks in {zone} were set forward over it"),
+        )
+        .help("write the time with an offset, as in +02")),
         chrono::LocalResult::Ambiguous(first, second) => {
             Err(Error::new(ErrorCode::TimeWithoutZone, format!("\"{text}\" was twice: clocks in {zone} were set back"))
                 .help(format!("write {}", first.to_rfc3339()))
@@ -111,7 +113,9 @@ fn without_zone(text: &str, naive: NaiveDateTime) -> Error {
             local.format("%Y-%m-%d %H:%M:%S%.f%:z"),
             local.to_utc().format("%Y-%m-%d %H:%M:%S%.f")
         )),
-        None => error.help(format!("if it is local elsewhere \"{text} Europe/Paris\", or with an offset \"{text}+01\"")),
+        None => {
+            error.help(format!("if it is local elsewhere \"{text} Europe/Paris\", or with an offset \"{text}+01\""))
+        }
     }
 }
 
@@ -145,7 +149,11 @@ mod tests {
             ("now", "2026-11-20T12:00:00.000000Z"),
         ];
         for (text, moment) in cases {
-            assert_eq!(parse(text, now()).map(|time| time.to_string()).map_err(|e| e.to_string()), Ok(moment.to_owned()), "{text}");
+            assert_eq!(
+                parse(text, now()).map(|time| time.to_string()).map_err(|e| e.to_string()),
+                Ok(moment.to_owned()),
+                "{text}"
+            );
         }
     }
 
@@ -155,7 +163,10 @@ mod tests {
             let error = parse(text, now()).unwrap_err();
             assert_eq!(error.code(), ErrorCode::TimeWithoutZone, "{text}");
             assert_eq!(error.help_lines().len(), 2, "{error}");
-            assert!(error.help_lines()[0].contains("2026-11-20 05:22:") && error.help_lines()[0].contains('Z'), "{error}");
+            assert!(
+                error.help_lines()[0].contains("2026-11-20 05:22:") && error.help_lines()[0].contains('Z'),
+                "{error}"
+            );
         }
     }
 
@@ -169,7 +180,18 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_refused() {
-        for text in ["", "yesterday", "2026-11-20", "2026-13-20 05:22Z", "2026-11-20 25:00Z", "2026-11-20 05:22 Mars", "5 ago", "é 1 ago", "99999999999d ago", "2026-11-20 05:22+99"] {
+        for text in [
+            "",
+            "yesterday",
+            "2026-11-20",
+            "2026-13-20 05:22Z",
+            "2026-11-20 25:00Z",
+            "2026-11-20 05:22 Mars",
+            "5 ago",
+            "é 1 ago",
+            "99999999999d ago",
+            "2026-11-20 05:22+99",
+        ] {
             let error = parse(text, now()).unwrap_err();
             assert_eq!(error.code().exit_code(), 2, "{text}: {error}");
         }

@@ -156,8 +156,8 @@ impl Config {
 
     /// A cluster that no file names, with the defaults of every key.
     pub fn implied_cluster(&self, name: &str) -> Result<ClusterConfig> {
-        let name = values::cluster_name(name)
-            .map_err(|what| Error::new(ErrorCode::NotFound, format!("\"{name}\" {what}")))?;
+        let name =
+            values::cluster_name(name).map_err(|what| Error::new(ErrorCode::NotFound, format!("\"{name}\" {what}")))?;
         typed::cluster(&self.settings, &name)
     }
 

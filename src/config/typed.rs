@@ -56,8 +56,11 @@ fn repository(settings: &Settings, variables: &Variables, state_dir: &Path) -> R
     let access_key_file = key_file("access_key_file", "AWS_ACCESS_KEY_ID")?;
     let secret_key_file = key_file("secret_key_file", "AWS_SECRET_ACCESS_KEY")?;
     if access_key_file.is_some() != secret_key_file.is_some() {
-        let (given, missing) =
-            if access_key_file.is_some() { ("access_key_file", "secret_key_file") } else { ("secret_key_file", "access_key_file") };
+        let (given, missing) = if access_key_file.is_some() {
+            ("access_key_file", "secret_key_file")
+        } else {
+            ("secret_key_file", "access_key_file")
+        };
         return Err(settings.invalid(at, given, &format!("needs `{missing}` beside it")));
     }
     let storage = StorageOptions {
