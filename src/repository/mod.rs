@@ -1,6 +1,240 @@
-//! (to be built)
+//! What is stored, in domain words. The only place that makes object keys (`layout`).
+//!
+//! A [`Repository`] holds clusters, a [`ClusterRepository`] the lineages of one, a [`LineageRepository`] the WAL, the
+//! histories and the backups of one unbroken history. All three are handles: cheap to clone, safe to share.
+//! Every object is described in `docs/FORMAT.md`.
 
+mod catalog;
 pub mod chunk_reader;
+mod cluster_name;
+mod documents;
+mod error;
 pub mod file_table;
+mod header;
+mod header_cache;
+mod history;
+pub mod layout;
+mod inventory;
+mod lineage;
 pub mod manifest;
+mod marker;
+mod marks;
+mod objects;
 pub mod pack;
+mod segments;
+mod tails;
+mod wal_object;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use recovery::LineageId;
+use wal::{PgTime, SegmentSize, SystemIdentifier};
+
+use crate::codec::Compression;
+use crate::storage::Storage;
+
+pub use cluster_name::{ClusterName, InvalidClusterName};
+pub use documents::{seal_document, unseal_document};
+pub use error::{Ancestry, LineageMismatch, MismatchFact, RepositoryError};
+pub use header::{WalHeader, WalKind};
+pub use header_cache::HeaderCache;
+pub use inventory::{BackupObjects, Inventory};
+pub use lineage::{ClusterIdentity, LineageDocument};
+pub use marker::{Marker, RepositoryId};
+pub use marks::{Mark, MarkDocument};
+pub use objects::{Objects, PutNew};
+pub use segments::{Fetched, PlainSource, SegmentMeta, Stored};
+pub use tails::{FetchedTail, TailChain};
+
+/// The result of everything that touches the repository.
+pub type RepositoryResult<T> = Result<T, RepositoryError>;
+
+/// How this program writes to the repository, and what it may use locally.
+#[derive(Clone, Debug)]
+pub struct RepositoryOptions {
+    /// How new objects are compressed.
+    pub compression: Compression,
+    /// A local directory for objects that are too large to be built in memory.
+    pub scratch_dir: PathBuf,
+    /// Where the headers of stored WAL are remembered between runs; none = not at all.
+    pub header_cache_dir: Option<PathBuf>,
+}
+
+impl Default for RepositoryOptions {
+    /// zstd level 1, the system's temporary directory, no cache.
+    fn default() -> Self {
+        Self { compression: Compression::default(), scratch_dir: std::env::temp_dir(), header_cache_dir: None }
+    }
+}
+
+/// Everything that is stored in one place.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    inner: Arc<RepositoryInner>,
+}
+
+#[derive(Debug)]
+struct RepositoryInner {
+    objects: Objects,
+    options: RepositoryOptions,
+    marker: Marker,
+}
+
+impl Repository {
+    /// Opens the repository that lies in `storage`; `NotFound` when there is none, `TooNew` when a newer pgvault made it.
+    pub async fn open(storage: Arc<dyn Storage>, options: RepositoryOptions) -> RepositoryResult<Self> {
+        let objects = Objects::new(storage);
+        let marker = marker::open(&objects).await?;
+        Ok(Self { inner: Arc::new(RepositoryInner { objects, options, marker }) })
+    }
+
+    /// Opens the repository, or makes one with this `id` when there is none. Of several that make one at once, one wins
+    /// and the others open the winner's.
+    pub async fn create_or_open(
+        storage: Arc<dyn Storage>,
+        options: RepositoryOptions,
+        now: PgTime,
+        id: RepositoryId,
+    ) -> RepositoryResult<Self> {
+        let objects = Objects::new(storage);
+        let marker = marker::create_or_open(&objects, now, id).await?;
+        Ok(Self { inner: Arc::new(RepositoryInner { objects, options, marker }) })
+    }
+
+    /// Which repository this is.
+    pub fn marker(&self) -> &Marker {
+        &self.inner.marker
+    }
+
+    /// The store beneath, with the rule "written once" over it.
+    pub fn objects(&self) -> &Objects {
+        &self.inner.objects
+    }
+
+    /// How new objects are compressed, and what may be used locally.
+    pub fn options(&self) -> &RepositoryOptions {
+        &self.inner.options
+    }
+
+    /// Where it is, for people; no secret.
+    pub fn location(&self) -> String {
+        self.inner.objects.storage().location()
+    }
+
+    /// One cluster, whether anything of it is stored or not.
+    pub fn cluster(&self, name: &ClusterName) -> ClusterRepository {
+        ClusterRepository { repository: self.clone(), name: name.clone() }
+    }
+
+    /// The clusters of which anything is stored, by name.
+    pub async fn clusters(&self) -> RepositoryResult<Vec<ClusterName>> {
+        let folders = self.inner.objects.storage().list_folders("").await?;
+        Ok(folders.iter().filter_map(|folder| ClusterName::new(folder.rsplit('/').next()?).ok()).collect())
+    }
+}
+
+/// What is stored of one cluster.
+#[derive(Clone, Debug)]
+pub struct ClusterRepository {
+    repository: Repository,
+    name: ClusterName,
+}
+
+impl ClusterRepository {
+    /// The cluster's name.
+    pub fn name(&self) -> &ClusterName {
+        &self.name
+    }
+
+    /// The repository it lies in.
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Every lineage, oldest first. An unreadable one is an error, never skipped.
+    pub async fn lineages(&self) -> RepositoryResult<Vec<LineageRepository>> {
+        lineage::all(self).await
+    }
+
+    /// The lineage that was begun last; none when nothing of the cluster is stored.
+    pub async fn newest_lineage(&self) -> RepositoryResult<Option<LineageRepository>> {
+        Ok(self.lineages().await?.pop())
+    }
+
+    /// One lineage by its name.
+    pub async fn lineage(&self, id: LineageId) -> RepositoryResult<LineageRepository> {
+        lineage::open(self, id).await
+    }
+
+    /// The lineage that the WAL and backups of this server belong to, begun when the cluster has none yet.
+    ///
+    /// A server that contradicts what is stored (another system identifier, another history under the same timeline) is
+    /// refused with both facts ([`RepositoryError::Lineage`]), unless `new_lineage` asks to begin another lineage, with the
+    /// newest one so far as its parent.
+    pub async fn lineage_for(
+        &self,
+        server: &ClusterIdentity,
+        new_lineage: bool,
+        now: PgTime,
+    ) -> RepositoryResult<LineageRepository> {
+        lineage::find_or_create(self, server, new_lineage, now).await
+    }
+}
+
+/// What is stored of one lineage.
+#[derive(Clone, Debug)]
+pub struct LineageRepository {
+    inner: Arc<LineageInner>,
+}
+
+#[derive(Debug)]
+struct LineageInner {
+    repository: Repository,
+    keys: layout::LineageKeys,
+    document: LineageDocument,
+    histories: history::KnownHistories,
+    headers: HeaderCache,
+}
+
+impl LineageRepository {
+    /// Its name.
+    pub fn id(&self) -> LineageId {
+        self.inner.keys.lineage()
+    }
+
+    /// The cluster it belongs to.
+    pub fn cluster(&self) -> &ClusterName {
+        self.inner.keys.cluster()
+    }
+
+    /// What was written down when it began.
+    pub fn document(&self) -> &LineageDocument {
+        &self.inner.document
+    }
+
+    /// Size of its WAL segments.
+    pub fn segment_size(&self) -> SegmentSize {
+        self.inner.document.segment_size
+    }
+
+    /// The identifier that initdb gave.
+    pub fn system_identifier(&self) -> SystemIdentifier {
+        self.inner.document.system_identifier
+    }
+
+    /// Its keys.
+    pub fn keys(&self) -> &layout::LineageKeys {
+        &self.inner.keys
+    }
+
+    /// The repository it lies in.
+    pub fn repository(&self) -> &Repository {
+        &self.inner.repository
+    }
+
+    /// The store beneath, with the rule "written once" over it.
+    pub fn objects(&self) -> &Objects {
+        self.inner.repository.objects()
+    }
+}

@@ -1,0 +1,157 @@
+//! Tails: what arrived so far of a segment that is not complete. FORMAT.md 4.3.
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use wal::{Lsn, SegmentName, XactIndex};
+
+use crate::repository::header::WalPlace;
+use crate::repository::layout::{LineageObject, ObjectName, Parsed, TailName};
+use crate::repository::wal_object::{read_header, read_wal};
+use crate::repository::{
+    LineageRepository, PlainSource, RepositoryError, RepositoryResult, SegmentMeta, Stored, WalHeader,
+};
+
+/// How many pieces are read at once.
+const PARALLEL: usize = 8;
+
+/// How often a chain is listed anew when one of its pieces has gone in between.
+const ATTEMPTS: usize = 3;
+
+/// The stored pieces of one incomplete segment that together reach furthest from its start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TailChain {
+    /// The segment.
+    pub segment: SegmentName,
+    /// Its first byte.
+    pub start: Lsn,
+    /// First byte that is not stored.
+    pub end: Lsn,
+    /// Every piece that lies in the chain, by its first byte; several writers' pieces may overlap.
+    pub pieces: Vec<TailName>,
+}
+
+/// A tail as recovery gets it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct FetchedTail {
+    /// The segment's bytes, zeros from `end` on.
+    pub bytes: Vec<u8>,
+    /// First byte that is not stored.
+    pub end: Lsn,
+}
+
+impl std::fmt::Debug for FetchedTail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FetchedTail").field("len", &self.bytes.len()).field("end", &self.end).finish()
+    }
+}
+
+impl TailChain {
+    /// The chain that these pieces make from the segment's start; none when no piece starts there.
+    ///
+    /// A piece belongs to it when it starts no later than the ones before it reach.
+    pub(super) fn of(segment: SegmentName, start: Lsn, mut pieces: Vec<TailName>) -> Option<Self> {
+        pieces.sort_unstable();
+        let mut end = start;
+        let mut chain = Vec::new();
+        for piece in pieces {
+            if piece.from > end {
+                break;
+            }
+            end = end.max(piece.to);
+            chain.push(piece);
+        }
+        (end > start).then_some(Self { segment, start, end, pieces: chain })
+    }
+
+    /// The piece that reaches to the end: its header has the running maximum of the whole chain.
+    pub(super) fn last_piece(&self) -> Option<TailName> {
+        self.pieces.iter().copied().find(|piece| piece.to == self.end)
+    }
+}
+
+impl LineageRepository {
+    /// Stores bytes `from` up to `from + plain.len()` of a segment that is not complete. The rules are those of
+    /// [`LineageRepository::put_segment`].
+    pub async fn put_tail(
+        &self,
+        meta: &SegmentMeta,
+        from: Lsn,
+        plain: Bytes,
+        index: &XactIndex,
+    ) -> RepositoryResult<Stored> {
+        let to = from.saturating_add(plain.len() as u64);
+        let place = WalPlace::tail(self, TailName { segment: meta.name, from, to })?;
+        self.put_wal(place, meta.postgres_version, index, PlainSource::Bytes(plain)).await
+    }
+
+    /// What is stored of an incomplete segment, by the names of its tails; none when nothing from its start on is.
+    pub async fn tail_chain(&self, segment: SegmentName) -> RepositoryResult<Option<TailChain>> {
+        let start = WalPlace::segment(self, segment)?.start;
+        let prefix = self.keys().tail_prefix(segment);
+        let mut pieces = Vec::new();
+        for object in self.objects().storage().list(&prefix, None, None).await? {
+            match ObjectName::parse(object.key.as_str()) {
+                Parsed::Known(ObjectName::InLineage(_, LineageObject::Tail(name))) => {
+                    WalPlace::tail(self, name)?;
+                    pieces.push(name);
+                }
+                Parsed::Encrypted(_) => return Err(encrypted(object.key)),
+                Parsed::Known(_) | Parsed::Unknown => {}
+            }
+        }
+        Ok(TailChain::of(segment, start, pieces))
+    }
+
+    /// The header of one tail.
+    pub async fn tail_header(&self, name: TailName) -> RepositoryResult<WalHeader> {
+        read_header(self.objects(), &WalPlace::tail(self, name)?).await
+    }
+
+    /// What is stored of an incomplete segment, padded with zeros to the segment's size; none when nothing is.
+    ///
+    /// Every piece is read and verified. Where two writers' pieces overlap, they must agree: `Damaged` otherwise.
+    pub async fn fetch_tail(&self, segment: SegmentName) -> RepositoryResult<Option<FetchedTail>> {
+        for _ in 0..ATTEMPTS {
+            let Some(chain) = self.tail_chain(segment).await? else { return Ok(None) };
+            match self.fetch_chain(&chain).await {
+                // Retention removed a piece after it was listed, because the segment is complete by now.
+                Err(RepositoryError::NotFound(_)) => {}
+                fetched => return fetched.map(Some),
+            }
+        }
+        let key = self.keys().key(&LineageObject::Segment(segment));
+        Err(RepositoryError::damaged(&key, "pieces of its tail are listed, but are not there"))
+    }
+
+    async fn fetch_chain(&self, chain: &TailChain) -> RepositoryResult<FetchedTail> {
+        let size = self.segment_size().bytes();
+        let mut bytes = vec![0; usize::try_from(size).map_err(|error| RepositoryError::mismatch(chain.segment, error))?];
+        let mut filled = chain.start;
+        let mut pieces = stream::iter(chain.pieces.iter().copied()).map(|name| self.fetch_piece(name)).buffered(PARALLEL);
+        while let Some((name, piece)) = pieces.try_next().await? {
+            let outside = || RepositoryError::mismatch(chain.segment, "a piece of its tail lies outside of it");
+            let at = usize::try_from(name.from.bytes_since(chain.start)).map_err(|_| outside())?;
+            let target = bytes.get_mut(at..at + piece.len()).ok_or_else(outside)?;
+            // Pieces come by their first byte, so everything before `filled` is there.
+            let overlap = usize::try_from(filled.bytes_since(name.from)).unwrap_or(usize::MAX).min(piece.len());
+            if target[..overlap] != piece[..overlap] {
+                let key = self.keys().key(&LineageObject::Tail(name));
+                return Err(RepositoryError::damaged(&key, "another piece of this segment's tail has other bytes there"));
+            }
+            target[overlap..].copy_from_slice(&piece[overlap..]);
+            filled = filled.max(name.to);
+        }
+        Ok(FetchedTail { bytes, end: chain.end })
+    }
+
+    async fn fetch_piece(&self, name: TailName) -> RepositoryResult<(TailName, Vec<u8>)> {
+        let mut plain = Vec::new();
+        read_wal(self.objects(), &WalPlace::tail(self, name)?, &mut plain).await?;
+        Ok((name, plain))
+    }
+}
+
+/// Encrypted objects must not be taken for absent.
+pub(super) fn encrypted(key: crate::storage::ObjectKey) -> RepositoryError {
+    RepositoryError::TooNew { key, what: "it is encrypted".to_owned() }
+}
