@@ -185,9 +185,9 @@ impl From<RepositoryError> for Error {
             RepositoryError::Conflict { .. } => said
                 .because("two different histories were stored under one name; nothing was overwritten")
                 .help("find out which server is the right one: pgvault status; then open a new lineage for the other"),
-            RepositoryError::Damaged { .. } => {
-                said.help("read everything that is stored: pgvault check --deep").help("take a new base backup: pgvault backup now")
-            }
+            RepositoryError::Damaged { .. } => said
+                .help("read everything that is stored: pgvault check --deep")
+                .help("take a new base backup: pgvault backup now"),
             RepositoryError::TooNew { .. } => said.help("use the version of pgvault that wrote it, or a newer one"),
             RepositoryError::Lineage(_) => said
                 .because("WAL and backups of two histories must not be joined: a restore would be silently wrong")
@@ -219,9 +219,10 @@ fn code_of(error: &RepositoryError) -> ErrorCode {
         RepositoryError::Storage(error) => match error.kind {
             StorageErrorKind::NotFound => ErrorCode::NotFound,
             StorageErrorKind::Corrupt => ErrorCode::Damaged,
-            StorageErrorKind::Denied | StorageErrorKind::Transient | StorageErrorKind::Full | StorageErrorKind::Other => {
-                ErrorCode::RepositoryDenied
-            }
+            StorageErrorKind::Denied
+            | StorageErrorKind::Transient
+            | StorageErrorKind::Full
+            | StorageErrorKind::Other => ErrorCode::RepositoryDenied,
         },
         RepositoryError::Io { .. } | RepositoryError::Sink(_) => ErrorCode::Unclassified,
     }

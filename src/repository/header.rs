@@ -162,7 +162,8 @@ impl WalPlace {
             let what = format!("feature \"{feature}\"");
             return Err(RepositoryError::TooNew { key: self.key.clone(), what });
         }
-        let header: WalHeader = serde_json::from_slice(json).map_err(|error| damaged(format!("its header: {error}")))?;
+        let header: WalHeader =
+            serde_json::from_slice(json).map_err(|error| damaged(format!("its header: {error}")))?;
         let expected = self.header(header.sha256, header.postgres_version, header.index.clone());
         if header != expected {
             return Err(damaged(format!(

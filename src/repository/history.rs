@@ -73,7 +73,8 @@ impl LineageRepository {
         }
         let Some(bytes) = self.history_bytes(timeline).await? else { return Ok(None) };
         let key = self.keys().key(&LineageObject::History(timeline));
-        let history = TimelineHistory::parse(timeline, &bytes).map_err(|error| RepositoryError::damaged(&key, error))?;
+        let history =
+            TimelineHistory::parse(timeline, &bytes).map_err(|error| RepositoryError::damaged(&key, error))?;
         self.inner.histories.remember(&history);
         Ok(Some(history))
     }

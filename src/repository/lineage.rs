@@ -74,7 +74,10 @@ pub(super) async fn open(cluster: &ClusterRepository, id: LineageId) -> Reposito
         && document.lineage == id
         && document.system_identifier == id.system_identifier;
     if !fits {
-        return Err(RepositoryError::damaged(&key, format!("it describes {} of {}", document.lineage, document.cluster)));
+        return Err(RepositoryError::damaged(
+            &key,
+            format!("it describes {} of {}", document.lineage, document.cluster),
+        ));
     }
     Ok(handle(cluster, keys, document))
 }
@@ -144,7 +147,11 @@ async fn contradiction(
         }
     }
     let timeline = server.history.timeline();
-    Ok((!common).then(|| MismatchFact::NoCommonTimeline { stored_lineage, timeline, stored: stored.into_keys().collect() }))
+    Ok((!common).then(|| MismatchFact::NoCommonTimeline {
+        stored_lineage,
+        timeline,
+        stored: stored.into_keys().collect(),
+    }))
 }
 
 /// Every timeline of the history with its ancestry.

@@ -79,11 +79,7 @@ impl LineageRepository {
     /// Writes a complete segment to `sink`. `NotFound` is authoritative: the store's answer for exactly this key.
     ///
     /// What `sink` got is the segment only when this returns `Ok`.
-    pub async fn fetch_segment(
-        &self,
-        name: SegmentName,
-        sink: &mut (dyn Write + Send),
-    ) -> RepositoryResult<Fetched> {
+    pub async fn fetch_segment(&self, name: SegmentName, sink: &mut (dyn Write + Send)) -> RepositoryResult<Fetched> {
         let Decoded { header, size, .. } = read_wal(self.objects(), &WalPlace::segment(self, name)?, sink).await?;
         Ok(Fetched { header, stored_size: size })
     }
@@ -174,6 +170,9 @@ impl LineageRepository {
         if of_ancestor && history.timeline_at(place.start) != timeline {
             return Ok(());
         }
-        mismatch(format!("its first page is of timeline {}, which is no ancestor of timeline {timeline} there", page.timeline))
+        mismatch(format!(
+            "its first page is of timeline {}, which is no ancestor of timeline {timeline} there",
+            page.timeline
+        ))
     }
 }

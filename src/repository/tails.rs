@@ -125,9 +125,11 @@ impl LineageRepository {
 
     async fn fetch_chain(&self, chain: &TailChain) -> RepositoryResult<FetchedTail> {
         let size = self.segment_size().bytes();
-        let mut bytes = vec![0; usize::try_from(size).map_err(|error| RepositoryError::mismatch(chain.segment, error))?];
+        let mut bytes =
+            vec![0; usize::try_from(size).map_err(|error| RepositoryError::mismatch(chain.segment, error))?];
         let mut filled = chain.start;
-        let mut pieces = stream::iter(chain.pieces.iter().copied()).map(|name| self.fetch_piece(name)).buffered(PARALLEL);
+        let mut pieces =
+            stream::iter(chain.pieces.iter().copied()).map(|name| self.fetch_piece(name)).buffered(PARALLEL);
         while let Some((name, piece)) = pieces.try_next().await? {
             let outside = || RepositoryError::mismatch(chain.segment, "a piece of its tail lies outside of it");
             let at = usize::try_from(name.from.bytes_since(chain.start)).map_err(|_| outside())?;
@@ -136,7 +138,10 @@ impl LineageRepository {
             let overlap = usize::try_from(filled.bytes_since(name.from)).unwrap_or(usize::MAX).min(piece.len());
             if target[..overlap] != piece[..overlap] {
                 let key = self.keys().key(&LineageObject::Tail(name));
-                return Err(RepositoryError::damaged(&key, "another piece of this segment's tail has other bytes there"));
+                return Err(RepositoryError::damaged(
+                    &key,
+                    "another piece of this segment's tail has other bytes there",
+                ));
             }
             target[overlap..].copy_from_slice(&piece[overlap..]);
             filled = filled.max(name.to);
