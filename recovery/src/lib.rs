@@ -1,12 +1,30 @@
 //! What can be recovered, and from what.
 //!
 //! This crate is pure: a [`Catalog`] is an immutable snapshot of what a repository holds of one lineage; from it follow
-//! the moments that can be recovered, the plan of one recovery, or the reason why it is not possible.
+//! the moments that can be recovered ([`window()`]), the plan of one recovery or the reason why it is not possible
+//! ([`plan()`]), and the settings that make PostgreSQL do it. Where a decision depends on what is written in the WAL, it
+//! asks: see [`Facts`].
 
 mod backup;
+mod branch;
 mod catalog;
 mod data_path;
+mod facts;
+mod locate;
+mod not_recoverable;
+mod plan;
+mod required_wal;
+mod select;
+mod target;
+mod window;
 
 pub use backup::{Backup, BackupId, BackupKind, BackupStatus, ParseBackupIdError, Tablespace};
+pub use branch::{Branch, SegmentSource, Stretch, branches, live_timeline, parting};
 pub use catalog::{Catalog, LineageId, ParseLineageIdError, TailEnd};
 pub use data_path::{DataPath, InvalidDataPath};
+pub use facts::{Answer, CommitsAround, Facts, Question, RecordSpan, WalEnd};
+pub use not_recoverable::NotRecoverable;
+pub use plan::{NoPlan, Note, RecoveryPlan, StopAt, plan};
+pub use required_wal::{RequiredWal, required_wal};
+pub use target::{RecoveryRequest, RecoveryTarget, TargetAction, TargetTimeline};
+pub use window::{Moment, RecoverableRange, TimelineFork, Window, WindowGap, window};
