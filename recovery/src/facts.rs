@@ -173,11 +173,7 @@ impl Facts {
         answer!(self, Question::MaxTime { branch, lsn }, Answer::Time)
     }
 
-    pub(crate) fn last_xact(
-        &self,
-        branch: TimelineId,
-        (from, to): (Lsn, Lsn),
-    ) -> Result<Option<XactMark>, Question> {
+    pub(crate) fn last_xact(&self, branch: TimelineId, (from, to): (Lsn, Lsn)) -> Result<Option<XactMark>, Question> {
         answer!(self, Question::LastXact { branch, from, to }, Answer::Mark)
     }
 

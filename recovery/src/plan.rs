@@ -94,7 +94,9 @@ impl fmt::Display for Note {
                 f,
                 "this moment is not on the live timeline {live}: it is recovered on timeline {timeline}, which parted from it at {parted}"
             ),
-            Self::Repeated { count, lsn } => write!(f, "it occurs {count} times in the WAL; the last is meant, at {lsn}"),
+            Self::Repeated { count, lsn } => {
+                write!(f, "it occurs {count} times in the WAL; the last is meant, at {lsn}")
+            }
             Self::EndsBeforeTimeline { timeline, switch_point, end } => {
                 write!(f, "timeline {timeline} begins at {switch_point}, but the stored WAL ends at {end}")
             }
