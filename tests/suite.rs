@@ -6,3 +6,4 @@ mod support;
 
 mod layering;
 mod suite_is_complete;
+mod wal_reader;

@@ -1,5 +1,8 @@
 //! What whole-program tests share: real PostgreSQL servers, S3 servers, workloads and oracles.
 
 #![allow(dead_code, reason = "not every helper is used by every test")]
+#![allow(unreachable_pub, reason = "helpers are public to all tests of this one binary")]
+#![allow(missing_docs, reason = "fields that say all by their name")]
 
 pub mod pg;
+pub mod waldump;

@@ -91,7 +91,7 @@ pub fn read_segment_header(bytes: &[u8]) -> Result<LongHeader, WalError> {
     let header = PageHeader::parse(bytes, Lsn::INVALID)?;
     let error = |problem| WalError { lsn: header.address, problem };
     let long = header.long.ok_or_else(|| error(WalProblem::PageFlags(header.flags)))?;
-    if header.address.as_u64() % long.segment_size.bytes() != 0 {
+    if !header.address.as_u64().is_multiple_of(long.segment_size.bytes()) {
         return Err(error(WalProblem::PageAddress(header.address)));
     }
     Ok(LongHeader {
