@@ -161,14 +161,23 @@ fn read(bytes: &[u8], size: SegmentSize, start: Lsn) -> Read {
 
 /// Every event of ours is one of pg_waldump's records of that kind with the same content, and the other way round.
 fn assert_same_events(ours: &[WalEvent], truth: &[Dumped]) {
-    let truth: Vec<(Lsn, String)> =
-        truth.iter().filter_map(|record| Some((record.lsn, truth_of(record)?))).collect();
+    let truth: Vec<(Lsn, String)> = truth.iter().filter_map(|record| Some((record.lsn, truth_of(record)?))).collect();
     let ours: Vec<(Lsn, String)> = ours.iter().map(|event| (event.lsn(), ours_as_text(event))).collect();
     for (ours, truth) in ours.iter().zip(&truth) {
         assert_eq!(ours, truth);
     }
     assert_eq!(ours.len(), truth.len());
-    for kind in ["commit ", "commit prepared ", "abort ", "abort prepared ", "prepare ", "restore point ", "switch", "checkpoint ", "parameters "] {
+    for kind in [
+        "commit ",
+        "commit prepared ",
+        "abort ",
+        "abort prepared ",
+        "prepare ",
+        "restore point ",
+        "switch",
+        "checkpoint ",
+        "parameters ",
+    ] {
         let found = truth.iter().filter(|(_, text)| text.starts_with(kind)).count();
         assert!(found > 0, "the load made no {kind}");
     }
@@ -241,7 +250,13 @@ fn truth_of(record: &Dumped) -> Option<String> {
                 let redo: Lsn = field("redo").parse().unwrap();
                 Some(format!("checkpoint {redo} {} {}", field("tli"), desc.contains("SHUTDOWN")))
             } else if desc.starts_with("PARAMETER_CHANGE") {
-                let names = ["max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_xacts", "max_locks_per_xact"];
+                let names = [
+                    "max_connections",
+                    "max_worker_processes",
+                    "max_wal_senders",
+                    "max_prepared_xacts",
+                    "max_locks_per_xact",
+                ];
                 Some(format!("parameters {}", names.map(field).join(" ")))
             } else {
                 None

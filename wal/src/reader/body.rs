@@ -49,11 +49,9 @@ impl Body {
             },
             RM_XACT => match XactOperation::from_info(info) {
                 Some(XactOperation::Prepare) => head,
-                Some(operation) => Self::Xact(XactBody::new(
-                    major.unwrap_or(PgMajor::V18),
-                    info,
-                    operation.is_of_prepared(),
-                )),
+                Some(operation) => {
+                    Self::Xact(XactBody::new(major.unwrap_or(PgMajor::V18), info, operation.is_of_prepared()))
+                }
                 None => Self::Ignored,
             },
             _ => Self::Ignored,

@@ -4,8 +4,8 @@
 //! piece cut through, and the beginning of the few records that matter. Its memory does not depend on what WAL claims.
 
 mod body;
-mod error;
 mod enter_page;
+mod error;
 mod fields;
 mod page;
 mod record;
@@ -209,11 +209,7 @@ impl WalReader {
         Ok(bytes)
     }
 
-    fn take_padding_or_record(
-        &mut self,
-        bytes: &[u8],
-        on_event: &mut dyn FnMut(WalEvent),
-    ) -> Result<usize, WalError> {
+    fn take_padding_or_record(&mut self, bytes: &[u8], on_event: &mut dyn FnMut(WalEvent)) -> Result<usize, WalError> {
         let padding = aligned(self.position).bytes_since(self.position);
         if padding > 0 {
             return self.advance(bytes.len().min(padding as usize));
