@@ -33,3 +33,4 @@ pub mod daemon;
 pub mod clock;
 pub mod durable;
 pub mod error;
+pub mod fault;

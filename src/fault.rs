@@ -1,0 +1,58 @@
+//! Named points at which a test can make the process die, to see what a restart finds.
+
+/// Every name that [`fault_point!`] is used with, for tests that go through all of them.
+pub const FAULT_POINTS: &[&str] = &[
+    "spool.created",
+    "spool.reserved",
+    "spool.named",
+    "spool.written",
+    "spool.synced",
+    "spool.full_synced",
+    "spool.renamed",
+    "spool.published",
+    "spool.removed",
+    "receiver.history_kept",
+    "receiver.timeline_left",
+    "receiver.acknowledged",
+    "archiver.scanned",
+    "archiver.put",
+    "archiver.tail_put",
+    "archiver.history_put",
+    "ledger.gap_recorded",
+];
+
+/// Marks a step after which a crash must be survivable. Compiled in only with debug assertions or the feature
+/// `fault-points`; the process aborts when `PGVAULT_FAULT_POINT` is `<name>` or `<name>:<n>` for the n-th passage.
+#[macro_export]
+macro_rules! fault_point {
+    ($name:literal) => {
+        #[cfg(any(debug_assertions, feature = "fault-points"))]
+        $crate::fault::pass($name);
+    };
+}
+
+/// Passes a fault point: returns, or aborts the process.
+#[cfg(any(debug_assertions, feature = "fault-points"))]
+pub fn pass(name: &str) {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    static ARMED: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static PASSED: AtomicU64 = AtomicU64::new(0);
+
+    let armed = ARMED.get_or_init(|| {
+        let text = std::env::var("PGVAULT_FAULT_POINT").ok()?;
+        let (name, count) = match text.rsplit_once(':') {
+            Some((name, count)) => (name.to_owned(), count.parse().ok()?),
+            None => (text, 1),
+        };
+        Some((name, count))
+    });
+    debug_assert!(FAULT_POINTS.contains(&name), "fault point {name} is not listed");
+    if let Some((armed, count)) = armed
+        && armed == name
+        && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *count
+    {
+        std::process::abort();
+    }
+}

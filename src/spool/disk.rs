@@ -1,0 +1,96 @@
+//! What the spool asks of the file system.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use rustix::fs::{Advice, FallocateFlags, FlockOperation};
+
+use super::SpoolError;
+
+/// Makes a folder and those above it, durable.
+pub(super) fn create_dir_all(dir: &Path) -> Result<(), SpoolError> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = dir.parent().unwrap_or(Path::new("/"));
+    create_dir_all(parent)?;
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(SpoolError::io(dir)(error)),
+        Ok(()) => sync_dir(parent),
+    }
+}
+
+/// Makes the names in a folder durable.
+pub(super) fn sync_dir(dir: &Path) -> Result<(), SpoolError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(SpoolError::io(dir))
+}
+
+/// Takes the folder for this process until the returned file is closed.
+pub(super) fn lock(dir: &Path) -> Result<File, SpoolError> {
+    let path = dir.join(".lock");
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(SpoolError::io(&path))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(SpoolError::InUse { dir: dir.to_owned() }),
+        Err(errno) => Err(SpoolError::io(&path)(errno.into())),
+    }
+}
+
+/// Gives a new file its full size, with the space for it, so that no later write can find the disk full.
+pub(super) fn reserve(file: &File, size: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
+        Ok(()) => Ok(()),
+        // File systems without it (NFS, some overlays): written zeros take the space just as well.
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => zero_fill(file, size),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn zero_fill(mut file: &File, size: u64) -> io::Result<()> {
+    const ZEROS: &[u8] = &[0; 64 << 10];
+    let mut left = size;
+    while left > 0 {
+        let piece = left.min(ZEROS.len() as u64);
+        #[expect(clippy::cast_possible_truncation, reason = "at most the length of ZEROS")]
+        file.write_all(&ZEROS[..piece as usize])?;
+        left -= piece;
+    }
+    Ok(())
+}
+
+/// Makes the next read come from the disk, as far as the pages are clean.
+pub(super) fn drop_from_cache(file: &File) -> io::Result<()> {
+    rustix::fs::fadvise(file, 0, None, Advice::DontNeed).map_err(io::Error::from)
+}
+
+/// Writes a small file that does not exist yet, durable in content and name.
+pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), SpoolError> {
+    let mut file = OpenOptions::new().create_new(true).write(true).open(path).map_err(SpoolError::io(path))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(SpoolError::io(path))?;
+    sync_dir(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// Bytes that the files of a folder take on disk.
+pub(super) fn used_bytes(dir: &Path) -> Result<u64, SpoolError> {
+    let mut used = 0;
+    for entry in fs::read_dir(dir).map_err(SpoolError::io(dir))? {
+        let entry = entry.map_err(SpoolError::io(dir))?;
+        match entry.metadata() {
+            Ok(meta) if meta.is_file() => used += meta.blocks() * 512,
+            Ok(_) => {}
+            // Removed between the listing and the look.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(SpoolError::io(&entry.path())(error)),
+        }
+    }
+    Ok(used)
+}
+
+/// Bytes that an ordinary user can still write to the file system.
+pub(super) fn available_bytes(dir: &Path) -> Result<u64, SpoolError> {
+    let stat = rustix::fs::statvfs(dir).map_err(|errno| SpoolError::io(dir)(errno.into()))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}

@@ -1,0 +1,262 @@
+//! What a start makes sure of before it trusts the spool.
+//!
+//! Bare names are complete and durable by the way they came into being. A `.partial` may end in anything after a power
+//! loss: its records are checked one by one, everything after the last valid one is zeroed, and only then does its end
+//! count as durable.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use wal::{Gap, Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, WalEvent, WalReader};
+
+use super::{Held, SpoolError, disk};
+
+/// Read at once while scanning.
+const PIECE: usize = 1 << 20;
+
+/// What is in the spool, for certain.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) files: BTreeMap<SegmentName, Held>,
+    pub(super) holes: Vec<Gap>,
+}
+
+/// Makes durable and checks what a folder holds.
+pub(super) fn recover(dir: &Path, size: SegmentSize, system: SystemIdentifier) -> Result<Found, SpoolError> {
+    let mut complete = Vec::new();
+    let mut partial = Vec::new();
+    for entry in fs::read_dir(dir).map_err(SpoolError::io(dir))? {
+        let entry = entry.map_err(SpoolError::io(dir))?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if name.starts_with(".new-") {
+            fs::remove_file(entry.path()).map_err(SpoolError::io(&entry.path()))?;
+        } else if let Some(Ok(segment)) = name.strip_suffix(".partial").map(str::parse::<SegmentName>) {
+            partial.push(segment);
+        } else if let Ok(segment) = name.parse::<SegmentName>() {
+            complete.push(segment);
+        }
+    }
+    complete.sort_unstable();
+    partial.sort_unstable();
+
+    let mut found = Found::default();
+    for name in complete {
+        let path = dir.join(name.to_string());
+        check_size(&path, name, size)?;
+        // Renamed, perhaps, without the folder having been synced: the content was made durable before that.
+        File::open(&path).and_then(|file| file.sync_all()).map_err(SpoolError::io(&path))?;
+        found.files.insert(name, Held::Complete);
+    }
+    for name in partial {
+        if found.files.contains_key(&name) {
+            // A spare made before the segment was received under another session: the complete one counts.
+            let path = dir.join(name.partial());
+            fs::remove_file(&path).map_err(SpoolError::io(&path))?;
+        } else if let Some(held) = check_partial(dir, size, system, name, &found.files)? {
+            found.files.insert(name, held);
+        }
+    }
+    disk::sync_dir(dir)?;
+    mark_left(&mut found.files);
+    found.holes = holes(&found.files, size);
+    Ok(found)
+}
+
+/// Only the newest segment can go on: of all others that are not complete, nothing more will come.
+fn mark_left(files: &mut BTreeMap<SegmentName, Held>) {
+    for held in files.values_mut().rev().skip(1) {
+        if let Held::Open { durable } = *held {
+            *held = Held::Left { end: durable };
+        }
+    }
+}
+
+/// WAL that is missing between the files of one timeline.
+fn holes(files: &BTreeMap<SegmentName, Held>, size: SegmentSize) -> Vec<Gap> {
+    let spans: Vec<(SegmentName, Lsn, Lsn)> = files
+        .iter()
+        .filter_map(|(&name, &held)| {
+            let number = name.number(size)?;
+            let end = match held {
+                Held::Complete => number.end(size),
+                Held::Open { durable: end } | Held::Left { end } => end,
+            };
+            Some((name, number.start(size), end))
+        })
+        .collect();
+    spans
+        .windows(2)
+        .filter(|pair| pair[0].0.timeline() == pair[1].0.timeline() && pair[0].2 < pair[1].1)
+        .map(|pair| Gap { timeline: pair[0].0.timeline(), start: pair[0].2, end: pair[1].1 })
+        .collect()
+}
+
+fn check_size(path: &Path, name: SegmentName, size: SegmentSize) -> Result<(), SpoolError> {
+    let damaged = |what: String| SpoolError::Damaged { path: path.to_owned(), what };
+    if name.number(size).is_none() {
+        return Err(damaged(format!("no segment of {} bytes has this name", size.bytes())));
+    }
+    let len = fs::metadata(path).map_err(SpoolError::io(path))?.len();
+    if len == size.bytes() { Ok(()) } else { Err(damaged(format!("{len} bytes long instead of {}", size.bytes()))) }
+}
+
+/// Checks an incomplete segment, zeroes what follows its last valid record and makes that durable. One that proves
+/// nothing is removed.
+fn check_partial(
+    dir: &Path,
+    size: SegmentSize,
+    system: SystemIdentifier,
+    name: SegmentName,
+    others: &BTreeMap<SegmentName, Held>,
+) -> Result<Option<Held>, SpoolError> {
+    let path = dir.join(name.partial());
+    check_size(&path, name, size)?;
+    let file = OpenOptions::new().read(true).write(true).open(&path).map_err(SpoolError::io(&path))?;
+    // What was written before a crash of this program alone is still in the cache: make it durable, then look at the disk.
+    file.sync_all().and_then(|()| disk::drop_from_cache(&file)).map_err(SpoolError::io(&path))?;
+    let before = previous(others.iter().map(|(&name, &held)| (name, held)), name, size);
+    let (start, end) = valid_part(dir, size, system, name, &file, before)?;
+    if end <= start {
+        fs::remove_file(&path).map_err(SpoolError::io(&path))?;
+        return Ok(None);
+    }
+    zero_from(&file, end.bytes_since(start), size).and_then(|()| file.sync_all()).map_err(SpoolError::io(&path))?;
+    Ok(Some(Held::Open { durable: end }))
+}
+
+/// Replaces an incomplete segment, of which a write or fsync failed, by a new file with what is valid of it.
+pub(super) fn rewrite_partial(
+    dir: &Path,
+    size: SegmentSize,
+    system: SystemIdentifier,
+    name: SegmentName,
+) -> Result<Option<Held>, SpoolError> {
+    let complete = dir.join(name.to_string());
+    if complete.exists() {
+        // The rename had happened: what failed was the sync of the folder. Its content was durable before.
+        disk::sync_dir(dir)?;
+        return Ok(Some(Held::Complete));
+    }
+    let path = dir.join(name.partial());
+    let old = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(SpoolError::io(&path))?,
+    };
+    disk::drop_from_cache(&old).map_err(SpoolError::io(&path))?;
+    let before = name
+        .number(size)
+        .and_then(SegmentNumber::previous)
+        .map(|number| SegmentName::new(name.timeline(), number, size))
+        .filter(|name| dir.join(name.to_string()).exists());
+    let (start, end) = valid_part(dir, size, system, name, &old, before)?;
+    if end <= start {
+        fs::remove_file(&path).map_err(SpoolError::io(&path))?;
+        disk::sync_dir(dir)?;
+        return Ok(None);
+    }
+    let new_path = dir.join(format!(".new-{name}"));
+    let copy = || -> io::Result<()> {
+        let new = OpenOptions::new().create(true).truncate(true).write(true).open(&new_path)?;
+        disk::reserve(&new, size.bytes())?;
+        let mut buffer = vec![0; PIECE];
+        let mut offset = 0;
+        let len = end.bytes_since(start);
+        while offset < len {
+            let piece = usize::try_from(len - offset).unwrap_or(PIECE).min(PIECE);
+            old.read_exact_at(&mut buffer[..piece], offset)?;
+            new.write_all_at(&buffer[..piece], offset)?;
+            offset += piece as u64;
+        }
+        new.sync_all()
+    };
+    copy().map_err(SpoolError::io(&new_path))?;
+    fs::rename(&new_path, &path).map_err(SpoolError::io(&path))?;
+    disk::sync_dir(dir)?;
+    Ok(Some(Held::Open { durable: end }))
+}
+
+/// The segment right before `name`: on its timeline, or on the nearest older one.
+fn previous(
+    files: impl DoubleEndedIterator<Item = (SegmentName, Held)>,
+    name: SegmentName,
+    size: SegmentSize,
+) -> Option<SegmentName> {
+    let number = name.number(size)?.previous()?;
+    files
+        .rev()
+        .find(|(other, held)| {
+            *held == Held::Complete && other.timeline() <= name.timeline() && other.number(size) == Some(number)
+        })
+        .map(|(other, _)| other)
+}
+
+/// First byte of a segment, and first byte after its last valid record; the former when no record is proven.
+///
+/// The segment before it, when it is there, completes a record that spans the two. Without it that record's rest is skipped.
+fn valid_part(
+    dir: &Path,
+    size: SegmentSize,
+    system: SystemIdentifier,
+    name: SegmentName,
+    file: &File,
+    before: Option<SegmentName>,
+) -> Result<(Lsn, Lsn), SpoolError> {
+    let number = name.number(size).unwrap_or(SegmentNumber::new(0));
+    let (start, segment_end) = (number.start(size), number.end(size));
+    let mut reader = WalReader::new(size, start).expecting(system);
+    if let Some(before) = before {
+        let path = dir.join(before.to_string());
+        let previous = File::open(&path).map_err(SpoolError::io(&path))?;
+        let mut spanning = WalReader::new(size, start.saturating_sub(size.bytes())).expecting(system);
+        // A damaged predecessor is the archiver's to report; here it only cannot help.
+        if feed(&previous, size, &mut spanning, &mut |_| {}).map_err(SpoolError::io(&path))? {
+            reader = spanning;
+        }
+    }
+    let mut switch = None;
+    let path = dir.join(name.partial());
+    feed(file, size, &mut reader, &mut |event| {
+        if let WalEvent::Switch { lsn, .. } = event {
+            switch = Some(lsn);
+        }
+    })
+    .map_err(SpoolError::io(&path))?;
+    // A switch record ends at the segment's end, which the zeros after it cannot prove to have been received: it is
+    // asked for again.
+    let end = switch.filter(|_| reader.valid_end() >= segment_end).unwrap_or(reader.valid_end());
+    Ok((start, end.clamp(start, segment_end)))
+}
+
+/// Pushes a whole segment file into a reader; false when it is not valid to its end.
+fn feed(
+    file: &File,
+    size: SegmentSize,
+    reader: &mut WalReader,
+    on_event: &mut dyn FnMut(WalEvent),
+) -> io::Result<bool> {
+    let mut buffer = vec![0; PIECE];
+    let mut offset = 0;
+    while offset < size.bytes() {
+        file.read_exact_at(&mut buffer, offset)?;
+        if reader.push(&buffer, on_event).is_err() {
+            return Ok(false);
+        }
+        offset += PIECE as u64;
+    }
+    Ok(true)
+}
+
+fn zero_from(file: &File, offset: u64, size: SegmentSize) -> io::Result<()> {
+    let zeros = vec![0; PIECE];
+    let mut at = offset;
+    while at < size.bytes() {
+        let piece = usize::try_from(size.bytes() - at).unwrap_or(PIECE).min(PIECE);
+        file.write_all_at(&zeros[..piece], at)?;
+        at += piece as u64;
+    }
+    Ok(())
+}

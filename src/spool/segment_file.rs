@@ -1,0 +1,239 @@
+//! One segment of WAL on its way to being complete.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use wal::{Lsn, SegmentName};
+
+use super::{Held, Spool, SpoolError, disk};
+use crate::fault_point;
+
+/// A segment that is being written. Only [`SegmentFile::complete`] leads to a file under the bare name.
+#[derive(Debug)]
+pub struct SegmentFile {
+    spool: Spool,
+    name: SegmentName,
+    start: Lsn,
+    position: Lsn,
+    end: Lsn,
+    file: Arc<File>,
+    held: Option<HeldPrefix>,
+    /// Up to here the file itself already has the bytes.
+    written_before: Lsn,
+    active: bool,
+}
+
+/// Bytes that we hold already and that the server sends again: they must be the same.
+#[derive(Debug)]
+pub struct HeldPrefix {
+    file: File,
+    until: Lsn,
+}
+
+impl HeldPrefix {
+    /// Bytes of a segment from its start up to `until`, in a file of the same layout.
+    pub fn new(file: File, until: Lsn) -> Self {
+        Self { file, until }
+    }
+}
+
+/// Bytes could not be taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The system says no.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The server sends other bytes for positions that we hold: another history under the same timeline.
+    #[error("the server's WAL differs from what we hold at {at} in segment {segment}")]
+    Divergence {
+        /// The segment.
+        segment: SegmentName,
+        /// First byte that differs.
+        at: Lsn,
+    },
+}
+
+impl SegmentFile {
+    pub(super) fn create(spool: Spool, name: SegmentName) -> Result<Self, SpoolError> {
+        let usage = spool.usage()?;
+        if !usage.has_room(spool.segment_size()) {
+            return Err(SpoolError::Full { segment: name, used: usage.used, capacity: usage.capacity });
+        }
+        let new = spool.dir().join(format!(".new-{name}"));
+        let partial = spool.partial_path(name);
+        let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&new);
+        let file = file.map_err(SpoolError::io(&new))?;
+        fault_point!("spool.created");
+        let reserved = disk::reserve(&file, spool.segment_size().bytes());
+        if let Err(error) = reserved {
+            // Half a reservation would only take space from the next attempt.
+            fs::remove_file(&new).map_err(SpoolError::io(&new))?;
+            return Err(SpoolError::io(&new)(error));
+        }
+        // Size and space first, then the name, then the folder: a `.partial` is of full size whenever one sees it, and
+        // later fdatasyncs have no size to make durable.
+        file.sync_all().map_err(SpoolError::io(&new))?;
+        fault_point!("spool.reserved");
+        fs::rename(&new, &partial).map_err(SpoolError::io(&partial))?;
+        fault_point!("spool.named");
+        disk::sync_dir(spool.dir())?;
+        Ok(Self::on(spool, name, file, None))
+    }
+
+    pub(super) fn resume(spool: Spool, name: SegmentName, durable: Lsn) -> Result<Self, SpoolError> {
+        let partial = spool.partial_path(name);
+        let open = || OpenOptions::new().read(true).write(true).open(&partial).map_err(SpoolError::io(&partial));
+        let mut segment = Self::on(spool, name, open()?, Some(HeldPrefix::new(open()?, durable)));
+        segment.written_before = durable;
+        segment.active = true;
+        Ok(segment)
+    }
+
+    fn on(spool: Spool, name: SegmentName, file: File, held: Option<HeldPrefix>) -> Self {
+        let start = spool.start_of(name);
+        let end = start.saturating_add(spool.segment_size().bytes());
+        let file = Arc::new(file);
+        Self { spool, name, start, position: start, end, file, held, written_before: start, active: false }
+    }
+
+    /// From here on the spool counts the segment as held. `prefix` is what another timeline's file says of its beginning.
+    pub fn activate(&mut self, prefix: Option<HeldPrefix>) {
+        if !self.active {
+            self.active = true;
+            self.held = prefix;
+            self.spool.note(self.name, Held::Open { durable: self.start });
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> SegmentName {
+        self.name
+    }
+
+    /// First byte that the server has not sent (again) in this session.
+    pub fn position(&self) -> Lsn {
+        self.position
+    }
+
+    /// First byte after the segment.
+    pub fn end(&self) -> Lsn {
+        self.end
+    }
+
+    /// Takes in the next bytes, as many as belong to this segment, and returns their number.
+    ///
+    /// Bytes that are held already are compared; those in the file itself are not written again.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<usize, WriteError> {
+        let take = self.end.bytes_since(self.position).min(bytes.len() as u64);
+        let take = usize::try_from(take).unwrap_or(bytes.len());
+        let bytes = &bytes[..take];
+        self.compare(bytes)?;
+        let skip = usize::try_from(self.written_before.bytes_since(self.position)).unwrap_or(take).min(take);
+        let offset = self.position.bytes_since(self.start) + skip as u64;
+        self.file.write_all_at(&bytes[skip..], offset).map_err(|error| self.io(error))?;
+        fault_point!("spool.written");
+        self.position = self.position.saturating_add(take as u64);
+        Ok(take)
+    }
+
+    fn compare(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        let Some(held) = &self.held else { return Ok(()) };
+        let overlap = held.until.bytes_since(self.position).min(bytes.len() as u64);
+        let overlap = usize::try_from(overlap).unwrap_or(bytes.len());
+        if overlap == 0 {
+            self.held = None;
+            return Ok(());
+        }
+        let mut ours = vec![0; overlap];
+        held.file.read_exact_at(&mut ours, self.position.bytes_since(self.start)).map_err(|error| self.io(error))?;
+        match ours.iter().zip(bytes).position(|(ours, theirs)| ours != theirs) {
+            None => Ok(()),
+            Some(index) => {
+                Err(WriteError::Divergence { segment: self.name, at: self.position.saturating_add(index as u64) })
+            }
+        }
+    }
+
+    /// What has to be synced to make everything durable that was written so far.
+    pub fn sync_handle(&self) -> SyncHandle {
+        SyncHandle {
+            spool: self.spool.clone(),
+            name: self.name,
+            file: Arc::clone(&self.file),
+            // What a resumed file held was durable before this session began.
+            end: self.position.max(self.written_before),
+        }
+    }
+
+    /// The segment once its last byte was written; itself again before that.
+    pub fn complete(self) -> Result<CompleteSegment, Self> {
+        if self.position == self.end { Ok(CompleteSegment { segment: self }) } else { Err(self) }
+    }
+
+    fn io(&self, error: io::Error) -> SpoolError {
+        SpoolError::io(&self.spool.partial_path(self.name))(error)
+    }
+}
+
+/// A segment whose every byte was written, not yet durable under its bare name.
+#[derive(Debug)]
+pub struct CompleteSegment {
+    segment: SegmentFile,
+}
+
+impl CompleteSegment {
+    /// Its name.
+    pub fn name(&self) -> SegmentName {
+        self.segment.name
+    }
+
+    /// First byte after it: durable once [`CompleteSegment::publish`] has returned.
+    pub fn end(&self) -> Lsn {
+        self.segment.end
+    }
+
+    /// Makes it durable under its bare name. Blocks on disk.
+    ///
+    /// Content, then name, then folder: at no moment does the bare name stand for less than the whole segment.
+    pub fn publish(self) -> Result<(), SpoolError> {
+        let SegmentFile { spool, name, file, .. } = self.segment;
+        let partial = spool.partial_path(name);
+        let complete = spool.path(name);
+        file.sync_data().map_err(SpoolError::io(&partial))?;
+        fault_point!("spool.full_synced");
+        fs::rename(&partial, &complete).map_err(SpoolError::io(&complete))?;
+        fault_point!("spool.renamed");
+        disk::sync_dir(spool.dir())?;
+        fault_point!("spool.published");
+        spool.note(name, Held::Complete);
+        Ok(())
+    }
+}
+
+/// A segment that is still being written, as seen at one moment by whoever makes it durable.
+#[derive(Debug)]
+pub struct SyncHandle {
+    spool: Spool,
+    name: SegmentName,
+    file: Arc<File>,
+    end: Lsn,
+}
+
+impl SyncHandle {
+    /// First byte that this sync says nothing about.
+    pub fn end(&self) -> Lsn {
+        self.end
+    }
+
+    /// Makes durable what was written when the handle was taken. Blocks on disk.
+    pub fn sync(self) -> Result<(), SpoolError> {
+        let path = self.spool.partial_path(self.name);
+        self.file.sync_data().map_err(SpoolError::io(&path))?;
+        fault_point!("spool.synced");
+        // Only now is it true.
+        self.spool.note(self.name, Held::Open { durable: self.end });
+        Ok(())
+    }
+}
