@@ -2,30 +2,28 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation};
 
 use super::SpoolError;
+use crate::durable::{self, Written};
 
 /// Makes a folder and those above it, durable.
 pub(super) fn create_dir_all(dir: &Path) -> Result<(), SpoolError> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    let parent = dir.parent().unwrap_or(Path::new("/"));
-    create_dir_all(parent)?;
-    match fs::create_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(SpoolError::io(dir)(error)),
-        Ok(()) => sync_dir(parent),
-    }
+    durable::create_dir_all(dir, durable::PRIVATE_DIR).map_err(SpoolError::io(dir))
 }
 
 /// Makes the names in a folder durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<(), SpoolError> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(SpoolError::io(dir))
+    durable::sync_dir(dir).map_err(SpoolError::io(dir))
+}
+
+/// Opens a new file for reading and writing, in place of a left-over.
+pub(super) fn create_file(path: &Path) -> io::Result<File> {
+    let mode = durable::PRIVATE_FILE;
+    OpenOptions::new().create(true).truncate(true).read(true).write(true).mode(mode).open(path)
 }
 
 /// Takes the folder for this process until the returned file is closed.
@@ -66,11 +64,9 @@ pub(super) fn drop_from_cache(file: &File) -> io::Result<()> {
     rustix::fs::fadvise(file, 0, None, Advice::DontNeed).map_err(io::Error::from)
 }
 
-/// Writes a small file that does not exist yet, durable in content and name.
-pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), SpoolError> {
-    let mut file = OpenOptions::new().create_new(true).write(true).open(path).map_err(SpoolError::io(path))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(SpoolError::io(path))?;
-    sync_dir(path.parent().unwrap_or(Path::new("/")))
+/// Writes a small file that does not exist yet, durable in content and name; what is there already is left alone.
+pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<Written, SpoolError> {
+    durable::write_new(path, bytes, durable::PRIVATE_FILE).map_err(SpoolError::io(path))
 }
 
 /// Bytes that the files of a folder take on disk.

@@ -7,6 +7,7 @@ use std::io;
 use wal::{TimelineHistory, TimelineId};
 
 use super::{Spool, SpoolError, disk};
+use crate::durable::Written;
 use crate::fault_point;
 
 /// History files are short: a line per promotion.
@@ -30,14 +31,11 @@ impl Spool {
             return Ok(if kept == bytes { KeptHistory::Same } else { KeptHistory::Other(kept) });
         }
         let path = self.dir().join(timeline.history_file_name());
-        let new = self.dir().join(format!(".new-{}", timeline.history_file_name()));
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(SpoolError::io(&new)(error)),
-            Ok(()) | Err(_) => {}
+        match disk::write_new(&path, bytes)? {
+            Written::Created => {}
+            // Nobody else writes here, the folder is locked: a file that is there now was there before.
+            Written::AlreadyExists => return Ok(KeptHistory::Other(self.history_bytes(timeline)?.unwrap_or_default())),
         }
-        disk::write_new(&new, bytes)?;
-        fs::rename(&new, &path).map_err(SpoolError::io(&path))?;
-        disk::sync_dir(self.dir())?;
         fault_point!("receiver.history_kept");
         self.inner.changed.send_replace(());
         Ok(KeptHistory::New)

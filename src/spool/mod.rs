@@ -4,7 +4,7 @@
 //! <dir>/<cluster>/<lineage>/<segment>           complete and durable
 //!                           <segment>.partial   of full size from the start; WAL up to somewhere, zeros after it
 //!                           <timeline>.history  as the server sent it, kept before any WAL of that timeline
-//!                           .new-*              being made; removed at the next start
+//!                           .tmp-*              being made; removed at the next start
 //!                           divergent/          what a server sent in place of what we hold
 //! ```
 //!
@@ -32,6 +32,7 @@ pub use histories::KeptHistory;
 pub use limit::SpoolUsage;
 pub use segment_file::{CompleteSegment, HeldPrefix, SegmentFile, SyncHandle, WriteError};
 
+use crate::durable::Written;
 use crate::fault_point;
 
 /// What the spool holds of one segment.
@@ -256,10 +257,9 @@ impl Spool {
         let dir = self.inner.dir.join("divergent");
         disk::create_dir_all(&dir)?;
         let path = dir.join(format!("{name}.{}", at.to_sortable()));
-        match disk::write_new(&path, bytes) {
-            Err(SpoolError::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => Ok(path),
-            Err(error) => Err(error),
-            Ok(()) => Ok(path),
+        // The same place again after a reconnect: what was kept first is as good.
+        match disk::write_new(&path, bytes)? {
+            Written::Created | Written::AlreadyExists => Ok(path),
         }
     }
 

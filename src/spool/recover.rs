@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use wal::{Gap, Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, WalEvent, WalReader};
+use wal::{Gap, Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, WalError, WalEvent, WalProblem, WalReader};
 
 use super::{Held, SpoolError, disk};
 
@@ -32,7 +32,7 @@ pub(super) fn recover(dir: &Path, size: SegmentSize, system: SystemIdentifier) -
         let entry = entry.map_err(SpoolError::io(dir))?;
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        if name.starts_with(".new-") {
+        if name.starts_with(".tmp-") {
             fs::remove_file(entry.path()).map_err(SpoolError::io(&entry.path()))?;
         } else if let Some(Ok(segment)) = name.strip_suffix(".partial").map(str::parse::<SegmentName>) {
             partial.push(segment);
@@ -158,9 +158,9 @@ pub(super) fn rewrite_partial(
         disk::sync_dir(dir)?;
         return Ok(None);
     }
-    let new_path = dir.join(format!(".new-{name}"));
+    let new_path = dir.join(format!(".tmp-{name}"));
     let copy = || -> io::Result<()> {
-        let new = OpenOptions::new().create(true).truncate(true).write(true).open(&new_path)?;
+        let new = disk::create_file(&new_path)?;
         disk::reserve(&new, size.bytes())?;
         let mut buffer = vec![0; PIECE];
         let mut offset = 0;
@@ -213,41 +213,45 @@ fn valid_part(
         let previous = File::open(&path).map_err(SpoolError::io(&path))?;
         let mut spanning = WalReader::new(size, start.saturating_sub(size.bytes())).expecting(system);
         // A damaged predecessor is the archiver's to report; here it only cannot help.
-        if feed(&previous, size, &mut spanning, &mut |_| {}).map_err(SpoolError::io(&path))? {
+        if feed(&previous, size, &mut spanning, &mut |_| {}).map_err(SpoolError::io(&path))?.is_none() {
             reader = spanning;
         }
     }
     let mut switch = None;
     let path = dir.join(name.partial());
-    feed(file, size, &mut reader, &mut |event| {
+    let problem = feed(file, size, &mut reader, &mut |event| {
         if let WalEvent::Switch { lsn, .. } = event {
             switch = Some(lsn);
         }
     })
     .map_err(SpoolError::io(&path))?;
+    if let Some(WalError { problem: WalProblem::Layout { .. }, .. }) = problem {
+        // Whole and with the right checksum, but not understood: not torn, so not ours to cut off.
+        return Err(SpoolError::Damaged { path, what: problem.map(|error| error.to_string()).unwrap_or_default() });
+    }
     // A switch record ends at the segment's end, which the zeros after it cannot prove to have been received: it is
     // asked for again.
     let end = switch.filter(|_| reader.valid_end() >= segment_end).unwrap_or(reader.valid_end());
     Ok((start, end.clamp(start, segment_end)))
 }
 
-/// Pushes a whole segment file into a reader; false when it is not valid to its end.
+/// Pushes a whole segment file into a reader; tells why it is not valid to its end.
 fn feed(
     file: &File,
     size: SegmentSize,
     reader: &mut WalReader,
     on_event: &mut dyn FnMut(WalEvent),
-) -> io::Result<bool> {
+) -> io::Result<Option<WalError>> {
     let mut buffer = vec![0; PIECE];
     let mut offset = 0;
     while offset < size.bytes() {
         file.read_exact_at(&mut buffer, offset)?;
-        if reader.push(&buffer, on_event).is_err() {
-            return Ok(false);
+        if let Err(error) = reader.push(&buffer, on_event) {
+            return Ok(Some(error));
         }
         offset += PIECE as u64;
     }
-    Ok(true)
+    Ok(None)
 }
 
 fn zero_from(file: &File, offset: u64, size: SegmentSize) -> io::Result<()> {

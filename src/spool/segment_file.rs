@@ -61,10 +61,12 @@ impl SegmentFile {
         if !usage.has_room(spool.segment_size()) {
             return Err(SpoolError::Full { segment: name, used: usage.used, capacity: usage.capacity });
         }
-        let new = spool.dir().join(format!(".new-{name}"));
+        let new = spool.dir().join(format!(".tmp-{name}"));
         let partial = spool.partial_path(name);
-        let file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&new);
-        let file = file.map_err(SpoolError::io(&new))?;
+        if spool.get(name).is_some() {
+            return Err(SpoolError::Damaged { path: partial, what: "is held already and must not be begun anew".to_owned() });
+        }
+        let file = disk::create_file(&new).map_err(SpoolError::io(&new))?;
         fault_point!("spool.created");
         let reserved = disk::reserve(&file, spool.segment_size().bytes());
         if let Err(error) = reserved {
@@ -105,6 +107,12 @@ impl SegmentFile {
             self.held = prefix;
             self.spool.note(self.name, Held::Open { durable: self.start });
         }
+    }
+
+    /// Removes a spare that was made ahead of time and is not needed. Blocks on disk.
+    pub fn discard(self) -> Result<(), SpoolError> {
+        let path = self.spool.partial_path(self.name);
+        if self.active { Ok(()) } else { fs::remove_file(&path).map_err(SpoolError::io(&path)) }
     }
 
     /// Its name.
