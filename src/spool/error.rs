@@ -32,6 +32,9 @@ pub enum SpoolError {
         /// The folder.
         dir: PathBuf,
     },
+    /// A helper thread ended without an answer.
+    #[error("writing to the spool: {0}")]
+    Helper(String),
     /// No room for another segment.
     #[error("no room for segment {segment}: the spool takes {used} of {capacity} bytes")]
     Full {
@@ -57,7 +60,7 @@ impl SpoolError {
             Self::Io { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
-            Self::Damaged { .. } | Self::InUse { .. } => false,
+            Self::Damaged { .. } | Self::InUse { .. } | Self::Helper(_) => false,
         }
     }
 }
@@ -72,7 +75,7 @@ impl From<SpoolError> for Error {
                 .help("see why archiving lags: pgvault status; or give the spool more room: [spool] max_size"),
             SpoolError::InUse { .. } => said.help("end the other pgvault, or give this one its own [spool] dir"),
             SpoolError::Damaged { .. } => said.help("move the file away; pgvault asks the server for its WAL again"),
-            SpoolError::Io { .. } | SpoolError::Full { .. } => said,
+            SpoolError::Io { .. } | SpoolError::Full { .. } | SpoolError::Helper(_) => said,
         }
     }
 }
