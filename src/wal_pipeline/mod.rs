@@ -1,7 +1,11 @@
 //! The way of the WAL for one cluster: receiver, spool and archiver tied together, and what the daemon sees of them.
 
 mod ledger;
+mod parts;
+mod pipeline;
 mod status;
 
 pub use ledger::{GapRecord, Ledger};
+pub use parts::{WalParts, WalSettings};
+pub use pipeline::WalPipeline;
 pub use status::{Fact, SpoolLevel, StatusBoard, WalCounters, WalState, WalStatus};
