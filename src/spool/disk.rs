@@ -29,7 +29,8 @@ pub(super) fn create_file(path: &Path) -> io::Result<File> {
 /// Takes the folder for this process until the returned file is closed.
 pub(super) fn lock(dir: &Path) -> Result<File, SpoolError> {
     let path = dir.join(".lock");
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(SpoolError::io(&path))?;
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(SpoolError::io(&path))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(SpoolError::InUse { dir: dir.to_owned() }),
@@ -42,7 +43,9 @@ pub(super) fn reserve(file: &File, size: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
         Ok(()) => Ok(()),
         // File systems without it (NFS, some overlays): written zeros take the space just as well.
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => zero_fill(file, size),
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => {
+            zero_fill(file, size)
+        }
         Err(errno) => Err(errno.into()),
     }
 }

@@ -48,7 +48,10 @@ impl Spool {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(SpoolError::io(&path)(error)),
             Ok(meta) if meta.len() > MAX_HISTORY => {
-                return Err(SpoolError::Damaged { path, what: format!("{} bytes are too many for a history", meta.len()) });
+                return Err(SpoolError::Damaged {
+                    path,
+                    what: format!("{} bytes are too many for a history", meta.len()),
+                });
             }
             Ok(_) => {}
         }
@@ -64,7 +67,8 @@ impl Spool {
             let timeline = name.to_str().and_then(|name| name.strip_suffix(".history")).map(TimelineId::from_hex);
             let Some(Ok(timeline)) = timeline else { continue };
             let Some(bytes) = self.history_bytes(timeline)? else { continue };
-            let damaged = |error: wal::ParseHistoryError| SpoolError::Damaged { path: entry.path(), what: error.to_string() };
+            let damaged =
+                |error: wal::ParseHistoryError| SpoolError::Damaged { path: entry.path(), what: error.to_string() };
             histories.insert(timeline, TimelineHistory::parse(timeline, &bytes).map_err(damaged)?);
         }
         Ok(histories)

@@ -116,7 +116,8 @@ impl Spool {
             .map(|(name, _)| name)
             .collect();
         for name in names {
-            let held = recover::rewrite_partial(&self.inner.dir, self.inner.segment_size, self.inner.system_identifier, name)?;
+            let held =
+                recover::rewrite_partial(&self.inner.dir, self.inner.segment_size, self.inner.system_identifier, name)?;
             let mut files = self.files();
             match held {
                 Some(held) => files.insert(name, held),

@@ -10,7 +10,9 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use wal::{Gap, Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, WalError, WalEvent, WalProblem, WalReader};
+use wal::{
+    Gap, Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, WalError, WalEvent, WalProblem, WalReader,
+};
 
 use super::{Held, SpoolError, disk};
 

@@ -64,7 +64,10 @@ impl SegmentFile {
         let new = spool.dir().join(format!(".tmp-{name}"));
         let partial = spool.partial_path(name);
         if spool.get(name).is_some() {
-            return Err(SpoolError::Damaged { path: partial, what: "is held already and must not be begun anew".to_owned() });
+            return Err(SpoolError::Damaged {
+                path: partial,
+                what: "is held already and must not be begun anew".to_owned(),
+            });
         }
         let file = disk::create_file(&new).map_err(SpoolError::io(&new))?;
         fault_point!("spool.created");
