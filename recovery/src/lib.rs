@@ -12,6 +12,7 @@ mod data_path;
 mod facts;
 mod locate;
 mod not_recoverable;
+pub mod pg_manifest;
 mod plan;
 mod required_wal;
 mod select;

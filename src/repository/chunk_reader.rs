@@ -20,7 +20,7 @@ use crate::repository::file_table::{ChunkRef, EntryKind, TableEntry};
 use crate::storage::{ObjectKey, Storage, StorageError, StorageErrorKind};
 
 pub use plan::{PackRead, WantedChunk, plan, wanted_chunks, zero_chunks};
-pub use unpack::Unpacker;
+pub use unpack::{ChunkSink, Unpacker};
 
 /// Reads the chunks of one backup. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -7,6 +7,9 @@ use crate::repository::file_table::{ChunkHash, StoredChunk, TableEntry};
 
 use super::{ChunkError, ChunkReader, PackRead};
 
+/// Takes a proven chunk: index of the entry, position in the file, plaintext.
+pub type ChunkSink<'a> = dyn FnMut(usize, u64, &[u8]) -> io::Result<()> + 'a;
+
 /// Decompresses and verifies chunks, with memory that is used again. One per thread.
 #[derive(Debug, Default)]
 pub struct Unpacker {
@@ -20,15 +23,15 @@ impl Unpacker {
         Self::default()
     }
 
-    /// Hands on every chunk of `read` out of the `bytes` that were fetched for it: index of the entry, position in the
-    /// file, plaintext. A chunk is handed on only after its length and BLAKE3 were found right. CPU bound.
+    /// Hands on every chunk of `read` out of the `bytes` that were fetched for it, each only after its length and BLAKE3
+    /// were found right. CPU bound.
     pub fn unpack(
         &mut self,
         reader: &ChunkReader,
         read: &PackRead,
         bytes: &[u8],
         entries: &[TableEntry],
-        write: &mut dyn FnMut(usize, u64, &[u8]) -> io::Result<()>,
+        write: &mut ChunkSink<'_>,
     ) -> Result<(), ChunkError> {
         let mut ready: Option<StoredChunk> = None;
         for (at, wanted) in read.chunks.iter().enumerate() {
