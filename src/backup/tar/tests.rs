@@ -208,16 +208,14 @@ fn long_names_are_bounded_terminated_and_given_once() {
 
 #[test]
 fn pax_records_change_the_next_member_only() {
-    let archive = [
-        pax("18 path=other/name\n30 mtime=1763600000.123456789\n"),
-        header("short", b'0', 0),
-        header("next", b'0', 0),
-    ]
-    .concat();
+    let archive =
+        [pax("18 path=other/name\n30 mtime=1763600000.123456789\n"), header("short", b'0', 0), header("next", b'0', 0)]
+            .concat();
     assert!(matches!(read(&archive), Err(TarProblem::Extension(_))), "a length that is wrong");
     let archive = [pax("19 path=other/name\n"), header("short", b'0', 0), header("next", b'0', 0)].concat();
     assert_eq!(names(&archive), ["other/name", "next"]);
-    let malformed = ["x path=a\n", "5\n", "0 path=a\n", "11 path=abcd", "99 path=a\n", "4 =\n\n", "10 patha\n", "-1 path=a\n"];
+    let malformed =
+        ["x path=a\n", "5\n", "0 path=a\n", "11 path=abcd", "99 path=a\n", "4 =\n\n", "10 patha\n", "-1 path=a\n"];
     for records in malformed {
         let archive = [pax(records), header("short", b'0', 0)].concat();
         assert!(matches!(read(&archive), Err(TarProblem::Extension(_))), "{records}");
