@@ -4,12 +4,15 @@
 //! prefix, deleted. `local`, `s3` and `memory` implement it and one conformance suite runs over all three; `retry` and
 //! `faulty` wrap it.
 
+pub mod faulty;
 mod key;
+pub mod limited;
 pub mod local;
 pub mod memory;
 pub mod metered;
 mod open;
 mod options;
+pub mod retry;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -21,7 +24,8 @@ use bytes::Bytes;
 pub use key::{InvalidKey, ObjectKey};
 pub use metered::{RequestResult, StorageMeter};
 pub use open::open;
-pub use options::{StorageContext, StorageOptions};
+pub use options::{Access, StorageContext, StorageOptions};
+pub use retry::RetryPolicy;
 
 /// SHA-256 of stored bytes.
 pub type Sha256 = [u8; 32];

@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
+use super::limited::Limited;
 use super::local::{LocalStorage, directory_of};
 use super::memory::MemoryStorage;
 use super::metered::Metered;
+use super::retry::Retry;
 use super::{Storage, StorageContext, StorageError, StorageErrorKind, StorageOptions, StorageResult};
+
+/// How many requests run at a time when nothing is configured.
+const DEFAULT_CONNECTIONS: usize = 8;
 
 /// Opens a store: the place that the URL names, its requests counted, failed ones repeated where that can help.
 ///
@@ -21,7 +26,11 @@ pub async fn open(options: &StorageOptions, context: StorageContext) -> StorageR
         }
         _ => return Err(not_a_place(url)),
     };
-    Ok(Arc::new(Metered::new(store, context.meter, context.clock)))
+    // Each attempt is counted by itself; waiting for a slot is not part of a request's time, and waiting for the next
+    // attempt occupies no slot.
+    let metered = Metered::new(store, context.meter, context.clock);
+    let limited = Limited::new(Arc::new(metered), options.connections.unwrap_or(DEFAULT_CONNECTIONS));
+    Ok(Arc::new(Retry::new(Arc::new(limited), context.retry, context.seed)))
 }
 
 fn not_a_place(url: &str) -> StorageError {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::clock::{Clock, SystemClock};
 
+use super::retry::RetryPolicy;
 use super::metered::{NoMeter, StorageMeter};
 
 /// Where a repository lies and how to get there. Secrets are not in here: credentials come from the environment or from
@@ -40,6 +41,16 @@ impl StorageOptions {
     }
 }
 
+/// What a store is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing is written, not even to find out what the store can do; rights to read are enough. A put finds it out
+    /// then.
+    Read,
+    /// What the store does with a put of an existing key is found out at once, by writing scratch objects.
+    ReadWrite,
+}
+
 /// What a store needs from the program around it.
 #[derive(Clone, Debug)]
 pub struct StorageContext {
@@ -47,13 +58,23 @@ pub struct StorageContext {
     pub clock: Arc<dyn Clock>,
     /// Told of every request.
     pub meter: Arc<dyn StorageMeter>,
-    /// Start of the random numbers for waiting times.
+    /// How often failed requests are repeated.
+    pub retry: RetryPolicy,
+    /// Start of the random numbers for waiting times and scratch names; must differ between programs that run together.
     pub seed: u64,
+    /// What the store is opened for.
+    pub access: Access,
 }
 
 impl Default for StorageContext {
-    /// The system's clock, no meter, a random seed.
+    /// The system's clock, no meter, the default policy, a random seed, for reading and writing.
     fn default() -> Self {
-        Self { clock: Arc::new(SystemClock), meter: Arc::new(NoMeter), seed: rand::random() }
+        Self {
+            clock: Arc::new(SystemClock),
+            meter: Arc::new(NoMeter),
+            retry: RetryPolicy::default(),
+            seed: rand::random(),
+            access: Access::ReadWrite,
+        }
     }
 }
