@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::clock::{Clock, SystemClock};
 
-use super::retry::RetryPolicy;
 use super::metered::{NoMeter, StorageMeter};
+use super::retry::RetryPolicy;
 
 /// Where a repository lies and how to get there. Secrets are not in here: credentials come from the environment or from
 /// the files named.

@@ -12,9 +12,7 @@ use tracing::debug;
 
 use crate::codec::digest::Hasher;
 
-use super::{
-    Body, Capabilities, ObjectInfo, ObjectKey, PutOutcome, Sha256, Storage, StorageErrorKind, StorageResult,
-};
+use super::{Body, Capabilities, ObjectInfo, ObjectKey, PutOutcome, Sha256, Storage, StorageErrorKind, StorageResult};
 
 /// How often and how long a request is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -78,7 +78,10 @@ fn waits_double_up_to_the_longest_and_keep_at_least_half() {
     for (failed, longest) in [(1, 200), (2, 400), (3, 800), (6, 6400), (7, 10_000), (40, 10_000), (u32::MAX, 10_000)] {
         for _ in 0..100 {
             let delay = retry.delay(failed);
-            assert!(delay <= Duration::from_millis(longest) && delay * 2 >= Duration::from_millis(longest), "{delay:?}");
+            assert!(
+                delay <= Duration::from_millis(longest) && delay * 2 >= Duration::from_millis(longest),
+                "{delay:?}"
+            );
         }
     }
 }
