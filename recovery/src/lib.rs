@@ -16,7 +16,9 @@ pub mod pg_manifest;
 mod plan;
 mod required_wal;
 mod select;
+pub mod settings;
 mod target;
+pub mod time_text;
 mod window;
 
 pub use backup::{Backup, BackupId, BackupKind, BackupStatus, ParseBackupIdError, Tablespace};
