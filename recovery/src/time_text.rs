@@ -52,7 +52,9 @@ pub enum TimeTextError {
         second: PgTime,
     },
     /// The clocks were set forward: the local time never was.
-    #[error("{text} never was in {zone}: clocks were set forward; {before} is what it means by the clock before, {after} by the clock after")]
+    #[error(
+        "{text} never was in {zone}: clocks were set forward; {before} is what it means by the clock before, {after} by the clock after"
+    )]
     NeverWas {
         /// The local time.
         text: String,
@@ -165,7 +167,8 @@ fn split_zone(text: &str) -> Option<(NaiveDateTime, &str)> {
         }
     }
     let leap = i64::from(second == 60);
-    let time = date.and_hms_micro_opt(unsigned(hour, 2)?, unsigned(minute, 2)?, second.min(60) - leap as u32, micros)?;
+    let time =
+        date.and_hms_micro_opt(unsigned(hour, 2)?, unsigned(minute, 2)?, second.min(60) - leap as u32, micros)?;
     Some((time.checked_add_signed(Duration::seconds(leap))?, rest.trim()))
 }
 

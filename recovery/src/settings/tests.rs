@@ -82,19 +82,11 @@ fn each_target_is_written_in_postgresqls_words() {
         ),
         (
             StopAt::Lsn(Lsn::new(0x16_0000_00FF)),
-            &[
-                "recovery_target_inclusive = 'off'",
-                "recovery_target_action = 'pause'",
-                "recovery_target_lsn = '16/FF'",
-            ],
+            &["recovery_target_inclusive = 'off'", "recovery_target_action = 'pause'", "recovery_target_lsn = '16/FF'"],
         ),
         (
             StopAt::Xid(77),
-            &[
-                "recovery_target_inclusive = 'off'",
-                "recovery_target_action = 'pause'",
-                "recovery_target_xid = '77'",
-            ],
+            &["recovery_target_inclusive = 'off'", "recovery_target_action = 'pause'", "recovery_target_xid = '77'"],
         ),
         (
             StopAt::Name("it's a \\ name".to_owned()),
