@@ -34,7 +34,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
 /// What a pure crate may depend on.
 const PURE: &[(&str, &[&str])] = &[
     ("wal", &["serde", "thiserror", "chrono", "crc32c"]),
-    ("recovery", &["serde", "serde_json", "thiserror", "chrono", "chrono-tz", "wal", "sha2"]),
+    ("recovery", &["serde", "serde_json", "thiserror", "chrono", "chrono-tz", "hex", "sha2", "wal"]),
     ("retention", &["serde", "thiserror", "chrono", "wal", "recovery"]),
 ];
 
