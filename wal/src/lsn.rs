@@ -96,3 +96,59 @@ impl FromStr for Lsn {
 }
 
 crate::time::serde_as_text!(Lsn);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn positions_are_read_as_pg_lsn_reads_them() {
+        let cases = [
+            ("0/0", 0),
+            ("16/B374D848", 0x16_B374_D848),
+            ("0/05000148", 0x0500_0148),
+            ("ffffffff/ffffffff", u64::MAX),
+            ("00000001/0", 1 << 32),
+        ];
+        for (text, bytes) in cases {
+            assert_eq!(text.parse(), Ok(Lsn::new(bytes)), "{text}");
+        }
+        for wrong in ["", "/", "0/", "/0", "0", "0/000000001", "G/0", "0/-1", "+1/0", " 0/0", "0/0/0", "0/0 "] {
+            assert!(wrong.parse::<Lsn>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sortable_names_are_exact() {
+        assert_eq!(Lsn::new(0x16_B374_D848).to_sortable(), "00000016B374D848");
+        for wrong in ["", "16B374D848", "00000016b374d848", "+0000016B374D848", "00000016B374D8480"] {
+            assert!(Lsn::from_sortable(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn arithmetic_stays_inside_the_log() {
+        let end = Lsn::new(u64::MAX);
+        assert_eq!((end.checked_add(1), end.saturating_add(9)), (None, end));
+        assert_eq!(Lsn::new(5).saturating_sub(6), Lsn::INVALID);
+        assert_eq!((Lsn::new(9).bytes_since(Lsn::new(4)), Lsn::new(4).bytes_since(Lsn::new(9))), (5, 0));
+        assert!(!Lsn::INVALID.is_valid() && end.is_valid());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_back(bytes in any::<u64>()) {
+            let lsn = Lsn::new(bytes);
+            prop_assert_eq!(lsn.to_string().parse(), Ok(lsn));
+            prop_assert_eq!(Lsn::from_sortable(&lsn.to_sortable()), Ok(lsn));
+            prop_assert_eq!(serde_json::from_str::<Lsn>(&serde_json::to_string(&lsn).unwrap()).unwrap(), lsn);
+        }
+
+        #[test]
+        fn sortable_names_sort(a in any::<u64>(), b in any::<u64>()) {
+            prop_assert_eq!(a.cmp(&b), Lsn::new(a).to_sortable().cmp(&Lsn::new(b).to_sortable()));
+        }
+    }
+}

@@ -31,7 +31,7 @@ impl SegmentSize {
     pub fn from_setting(text: &str) -> Result<Self, SegmentSizeError> {
         let invalid = || SegmentSizeError(text.to_owned());
         let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let number: u64 = digits.parse().map_err(|_| invalid())?;
+        let number: u64 = digits.parse().ok().filter(|_| !digits.starts_with('+')).ok_or_else(invalid)?;
         let unit: u64 = match &text[digits.len()..] {
             "" | "B" => 1,
             "kB" => 1 << 10,
@@ -94,7 +94,7 @@ impl SegmentNumber {
 
     /// First byte of this segment.
     pub const fn start(self, size: SegmentSize) -> Lsn {
-        Lsn::new(self.0 * size.bytes())
+        Lsn::new(self.0.saturating_mul(size.bytes()))
     }
 
     /// First byte after this segment.
@@ -104,7 +104,7 @@ impl SegmentNumber {
 
     /// The following segment.
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 
     /// The preceding segment, if there is one.
@@ -188,3 +188,135 @@ impl FromStr for SegmentName {
 }
 
 crate::time::serde_as_text!(SegmentName);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn size(mib: u64) -> SegmentSize {
+        SegmentSize::new(mib << 20).unwrap()
+    }
+
+    fn sizes() -> impl Strategy<Value = SegmentSize> {
+        (20..=30_u32).prop_map(|power| SegmentSize::new(1 << power).unwrap())
+    }
+
+    fn name(text: &str) -> SegmentName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn segments_are_powers_of_two_from_1_mib_to_1_gib() {
+        for power in 20..=30 {
+            assert_eq!(SegmentSize::new(1 << power).unwrap().bytes(), 1 << power);
+        }
+        for wrong in [0, 1, 1 << 19, 1 << 31, 1 << 32, 3 << 20, (16 << 20) + 1, u64::MAX] {
+            assert!(SegmentSize::new(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_setting_is_read_as_the_server_prints_it() {
+        let read = |text| SegmentSize::from_setting(text).ok().map(SegmentSize::bytes);
+        assert_eq!(read("1MB"), Some(1 << 20));
+        assert_eq!(read("16MB"), Some(16 << 20));
+        assert_eq!(read("1GB"), Some(1 << 30));
+        assert_eq!(read("1024kB"), Some(1 << 20));
+        assert_eq!(read("16777216"), Some(16 << 20));
+        for wrong in ["", "MB", "16 MB", "+16MB", "-16MB", "16TB", "3MB", "2GB", "99999999999999999999GB", "18446744073709551615GB"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_last_segment_of_a_log_is_followed_by_the_first_of_the_next() {
+        let cases = [(1, "FFF"), (16, "FF"), (64, "3F"), (256, "F"), (1024, "3")];
+        for (mib, last) in cases {
+            let last = name(&format!("00000001000000AB{last:0>8}"));
+            let next = SegmentName::new(TimelineId::FIRST, last.number(size(mib)).unwrap().next(), size(mib));
+            assert_eq!(next.to_string(), "00000001000000AC00000000", "{mib} MiB");
+            let beyond = SegmentName { segment: last.segment + 1, ..last };
+            assert_eq!(beyond.number(size(mib)), None);
+        }
+    }
+
+    #[test]
+    fn a_segment_ends_where_the_next_one_starts_also_at_ffffffff() {
+        let last = Lsn::new(0x5_FFFF_FFFF);
+        let number = SegmentNumber::containing(last, SegmentSize::DEFAULT);
+        assert_eq!(SegmentName::new(TimelineId::FIRST, number, SegmentSize::DEFAULT).to_string(), "0000000100000005000000FF");
+        assert_eq!(number.end(SegmentSize::DEFAULT), Lsn::new(0x6_0000_0000));
+        assert_eq!(SegmentNumber::containing_end(Lsn::new(0x6_0000_0000), SegmentSize::DEFAULT), number);
+        assert_eq!(SegmentNumber::containing(Lsn::new(0x6_0000_0000), SegmentSize::DEFAULT), number.next());
+    }
+
+    #[test]
+    fn the_edges_of_the_log_do_not_overflow() {
+        let last = SegmentNumber::containing(Lsn::new(u64::MAX), SegmentSize::DEFAULT);
+        assert_eq!(last.end(SegmentSize::DEFAULT), Lsn::new(u64::MAX));
+        assert_eq!(SegmentNumber::new(u64::MAX).start(SegmentSize::DEFAULT), Lsn::new(u64::MAX));
+        assert_eq!(SegmentNumber::new(u64::MAX).next(), SegmentNumber::new(u64::MAX));
+        assert_eq!(SegmentNumber::new(0).previous(), None);
+        assert_eq!(SegmentNumber::containing_end(Lsn::INVALID, SegmentSize::DEFAULT), SegmentNumber::new(0));
+    }
+
+    #[test]
+    fn only_canonical_names_are_names() {
+        for good in ["000000010000000000000001", "0000001F0000000A000000FF", "FFFFFFFFFFFFFFFFFFFFFFFF"] {
+            assert_eq!(name(good).to_string(), good);
+        }
+        let wrong = [
+            "",
+            "00000001000000000000001",
+            "0000000100000000000000001",
+            "00000001000000000000000a",
+            "00000000000000000000000A",
+            "+0000001000000000000000A",
+            "00000001000000000000000G",
+            "0000000100000000000001é",
+            "000000010000000000000001.partial",
+        ];
+        for text in wrong {
+            assert!(text.parse::<SegmentName>().is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_position_lies_in_its_segment(lsn in any::<u64>(), size in sizes()) {
+            let lsn = Lsn::new(lsn);
+            let number = SegmentNumber::containing(lsn, size);
+            prop_assert!(number.start(size) <= lsn);
+            prop_assert!(lsn < number.end(size) || lsn == Lsn::new(u64::MAX));
+            prop_assert_eq!(number.start(size).as_u64() % size.bytes(), 0);
+        }
+
+        #[test]
+        fn names_and_numbers_name_the_same(tli in 1..=u32::MAX, lsn in any::<u64>(), size in sizes()) {
+            let timeline = TimelineId::new(tli).unwrap();
+            let named = SegmentName::containing(timeline, Lsn::new(lsn), size);
+            prop_assert_eq!(named.number(size), Some(SegmentNumber::containing(Lsn::new(lsn), size)));
+            prop_assert_eq!(named.to_string().parse::<SegmentName>(), Ok(named));
+            prop_assert_eq!(named.log(), (lsn >> 32) as u32);
+            prop_assert!(named.to_string().starts_with(&timeline.hex()));
+            prop_assert_eq!(named.partial(), format!("{named}.partial"));
+        }
+
+        #[test]
+        fn names_sort_as_positions_do(tli in 1..=u32::MAX, a in any::<u64>(), b in any::<u64>(), size in sizes()) {
+            let named = |lsn| SegmentName::containing(TimelineId::new(tli).unwrap(), Lsn::new(lsn), size);
+            let (first, second) = (named(a.min(b)), named(a.max(b)));
+            prop_assert!(first <= second);
+            prop_assert!(first.to_string() <= second.to_string());
+        }
+
+        #[test]
+        fn any_text_is_a_name_or_an_error(text in ".{0,30}") {
+            if let Ok(name) = text.parse::<SegmentName>() {
+                prop_assert_eq!(name.to_string(), text);
+            }
+        }
+    }
+}

@@ -32,6 +32,10 @@ pub struct PgTime(i64);
 
 /// Seconds from the Unix epoch to PostgreSQL's.
 const EPOCH_SECONDS: i64 = 946_684_800;
+/// 0000-01-01 00:00:00 UTC in microseconds of the Unix epoch.
+const YEAR_0: i64 = -62_167_219_200_000_000;
+/// The last microsecond of the year 9999.
+const YEAR_9999_END: i64 = 253_402_300_799_999_999;
 
 impl PgTime {
     /// The moment `micros` microseconds after 2000-01-01 00:00:00 UTC.
@@ -54,13 +58,10 @@ impl PgTime {
         self.0.saturating_add(EPOCH_SECONDS * 1_000_000)
     }
 
-    /// As a date and time in UTC, held inside what can be printed.
+    /// As a date and time in UTC, held inside the years 0 to 9999: what RFC 3339 can say, and so what is read back.
     pub fn to_datetime(self) -> DateTime<Utc> {
-        DateTime::from_timestamp_micros(self.unix_micros()).unwrap_or(if self.0 < 0 {
-            DateTime::<Utc>::MIN_UTC
-        } else {
-            DateTime::<Utc>::MAX_UTC
-        })
+        let micros = self.unix_micros().clamp(YEAR_0, YEAR_9999_END);
+        DateTime::from_timestamp_micros(micros).unwrap_or_default()
     }
 }
 
@@ -99,3 +100,44 @@ impl FromStr for PgTime {
 }
 
 serde_as_text!(PgTime);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_epoch_is_postgresql_s() {
+        assert_eq!(PgTime::from_micros(0).to_string(), "2000-01-01T00:00:00.000000Z");
+        assert_eq!(PgTime::from_unix_micros(0).to_string(), "1970-01-01T00:00:00.000000Z");
+        assert_eq!("2026-11-20T06:22:36.114+01:00".parse(), "2026-11-20T05:22:36.114000Z".parse::<PgTime>());
+    }
+
+    #[test]
+    fn times_beyond_the_calendar_are_held_and_read_back() {
+        for micros in [i64::MIN, i64::MIN + 1, i64::MAX, i64::MAX - 1] {
+            let text = PgTime::from_micros(micros).to_string();
+            assert_eq!(text.parse::<PgTime>().unwrap().to_string(), text);
+        }
+        assert_eq!(PgTime::from_micros(i64::MAX).to_string(), "9999-12-31T23:59:59.999999Z");
+        assert_eq!(PgTime::from_micros(i64::MIN).to_string(), "0000-01-01T00:00:00.000000Z");
+    }
+
+    #[test]
+    fn a_time_without_offset_is_refused() {
+        for wrong in ["2026-11-20T05:22:36", "2026-11-20", "", "now", "2026-13-20T05:22:36Z"] {
+            assert!(wrong.parse::<PgTime>().is_err(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_back(micros in -60_000_000_000_000_000..200_000_000_000_000_000_i64) {
+            let time = PgTime::from_micros(micros);
+            prop_assert_eq!(time.to_string().parse(), Ok(time));
+            prop_assert_eq!(PgTime::from_unix_micros(time.unix_micros()), time);
+            prop_assert_eq!(PgTime::from(time.to_datetime()), time);
+        }
+    }
+}

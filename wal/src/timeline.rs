@@ -74,3 +74,42 @@ impl FromStr for TimelineId {
         text.parse::<u32>().ok().and_then(Self::new).ok_or_else(|| ParseTimelineError(text.to_owned()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn file_names_are_hexadecimal_and_messages_decimal() {
+        let cases = [(1, "00000001"), (10, "0000000A"), (31, "0000001F"), (u32::MAX, "FFFFFFFF")];
+        for (number, hex) in cases {
+            let timeline = TimelineId::new(number).unwrap();
+            assert_eq!((timeline.hex().as_str(), timeline.to_string()), (hex, number.to_string()));
+            assert_eq!(timeline.history_file_name(), format!("{hex}.history"));
+            assert_eq!(TimelineId::from_hex(hex), Ok(timeline));
+        }
+    }
+
+    #[test]
+    fn what_is_no_timeline_is_refused() {
+        for wrong in ["00000000", "", "1", "0000000a", "000000001", "+0000001"] {
+            assert!(TimelineId::from_hex(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["0", "", "-1", "4294967296", "0x1", "A"] {
+            assert!(wrong.parse::<TimelineId>().is_err(), "{wrong}");
+        }
+        assert!(serde_json::from_str::<TimelineId>("0").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_back(number in 1..=u32::MAX) {
+            let timeline = TimelineId::new(number).unwrap();
+            prop_assert_eq!(TimelineId::from_hex(&timeline.hex()), Ok(timeline));
+            prop_assert_eq!(timeline.to_string().parse(), Ok(timeline));
+            prop_assert_eq!(serde_json::to_string(&timeline).unwrap(), number.to_string());
+        }
+    }
+}
