@@ -122,7 +122,7 @@ impl TimelinePath {
     pub fn new(history: &TimelineHistory, size: SegmentSize) -> Self {
         let mut legs: Vec<(TimelineId, Lsn)> = Vec::new();
         let mut begin = Lsn::new(0);
-        let timelines = history.entries().iter().map(|e| (e.parent, Some(e.switch_point)));
+        let timelines = history.reigns().map(|(parent, left)| (parent, Some(left)));
         for (timeline, switch_point) in timelines.chain([(history.timeline(), None)]) {
             // Two switches in one segment: recovery reads it under the newest name, so the older leg is empty.
             while legs.last().is_some_and(|&(_, start)| start >= begin) {
@@ -151,3 +151,6 @@ impl TimelinePath {
         self.legs[index.saturating_sub(1)].0
     }
 }
+
+#[cfg(test)]
+mod tests;

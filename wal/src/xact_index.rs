@@ -96,3 +96,67 @@ impl XactIndex {
         self.xid_max = self.xid_max.max(Some(end.xid));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::RestorePoint;
+
+    fn end(lsn: u64, xid: u32, micros: i64) -> XactEnd {
+        XactEnd {
+            lsn: Lsn::new(lsn),
+            end: Lsn::new(lsn + 40),
+            xid,
+            time: PgTime::from_micros(micros),
+            prepared: false,
+        }
+    }
+
+    #[test]
+    fn an_index_without_events_hands_on_the_maximum() {
+        let index = XactIndex::start(Some(PgTime::from_micros(5)));
+        assert_eq!((index.max_time, index.commits, index.first), (Some(PgTime::from_micros(5)), 0, None));
+        assert_eq!(XactIndex::start(None), XactIndex::default());
+    }
+
+    #[test]
+    fn the_maximum_runs_on_while_first_and_last_follow_the_log() {
+        let mut index = XactIndex::start(Some(PgTime::from_micros(100)));
+        index.record(&WalEvent::Commit(end(1, 20, 90)));
+        index.record(&WalEvent::Commit(end(2, 10, 300)));
+        index.record(&WalEvent::Abort(end(3, 30, 200)));
+        assert_eq!(index.first.unwrap().time, PgTime::from_micros(90));
+        assert_eq!(index.last.unwrap().lsn, Lsn::new(3));
+        assert_eq!(index.last_commit.unwrap().lsn, Lsn::new(2));
+        assert_eq!(index.max_time, Some(PgTime::from_micros(300)));
+        assert_eq!((index.commits, index.xid_min, index.xid_max), (3, Some(10), Some(30)));
+    }
+
+    #[test]
+    fn an_abort_raises_the_maximum_too() {
+        let mut index = XactIndex::start(None);
+        index.record(&WalEvent::Abort(end(3, 30, 200)));
+        assert_eq!((index.max_time, index.last_commit), (Some(PgTime::from_micros(200)), None));
+    }
+
+    #[test]
+    fn it_is_written_as_the_format_says() {
+        let mut index = XactIndex::start(None);
+        let empty = r#"{"first":null,"last":null,"max_time":null,"commits":0,"xid_min":null,"xid_max":null,"last_commit":null,"restore_points":[]}"#;
+        assert_eq!(serde_json::to_string(&index).unwrap(), empty);
+        index.record(&WalEvent::Commit(end(0x0500_0148, 731, 0)));
+        index.record(&WalEvent::RestorePoint(RestorePoint {
+            lsn: Lsn::new(0x16_0000_0028),
+            end: Lsn::new(0x16_0000_0090),
+            time: PgTime::from_micros(1),
+            name: "before \"it\"".to_owned(),
+        }));
+        let mark = r#"{"time":"2000-01-01T00:00:00.000000Z","lsn":"0/5000148","xid":731}"#;
+        let point = r#"{"name":"before \"it\"","lsn":"16/28","time":"2000-01-01T00:00:00.000001Z"}"#;
+        let expected = format!(
+            r#"{{"first":{mark},"last":{mark},"max_time":"2000-01-01T00:00:00.000000Z","commits":1,"xid_min":731,"xid_max":731,"last_commit":{mark},"restore_points":[{point}]}}"#
+        );
+        assert_eq!(serde_json::to_string(&index).unwrap(), expected);
+        assert_eq!(serde_json::from_str::<XactIndex>(&expected).unwrap(), index);
+    }
+}
