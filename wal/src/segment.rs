@@ -225,7 +225,18 @@ mod tests {
         assert_eq!(read("1GB"), Some(1 << 30));
         assert_eq!(read("1024kB"), Some(1 << 20));
         assert_eq!(read("16777216"), Some(16 << 20));
-        for wrong in ["", "MB", "16 MB", "+16MB", "-16MB", "16TB", "3MB", "2GB", "99999999999999999999GB", "18446744073709551615GB"] {
+        for wrong in [
+            "",
+            "MB",
+            "16 MB",
+            "+16MB",
+            "-16MB",
+            "16TB",
+            "3MB",
+            "2GB",
+            "99999999999999999999GB",
+            "18446744073709551615GB",
+        ] {
             assert_eq!(read(wrong), None, "{wrong}");
         }
     }
@@ -246,7 +257,10 @@ mod tests {
     fn a_segment_ends_where_the_next_one_starts_also_at_ffffffff() {
         let last = Lsn::new(0x5_FFFF_FFFF);
         let number = SegmentNumber::containing(last, SegmentSize::DEFAULT);
-        assert_eq!(SegmentName::new(TimelineId::FIRST, number, SegmentSize::DEFAULT).to_string(), "0000000100000005000000FF");
+        assert_eq!(
+            SegmentName::new(TimelineId::FIRST, number, SegmentSize::DEFAULT).to_string(),
+            "0000000100000005000000FF"
+        );
         assert_eq!(number.end(SegmentSize::DEFAULT), Lsn::new(0x6_0000_0000));
         assert_eq!(SegmentNumber::containing_end(Lsn::new(0x6_0000_0000), SegmentSize::DEFAULT), number);
         assert_eq!(SegmentNumber::containing(Lsn::new(0x6_0000_0000), SegmentSize::DEFAULT), number.next());

@@ -103,13 +103,7 @@ mod tests {
     use crate::RestorePoint;
 
     fn end(lsn: u64, xid: u32, micros: i64) -> XactEnd {
-        XactEnd {
-            lsn: Lsn::new(lsn),
-            end: Lsn::new(lsn + 40),
-            xid,
-            time: PgTime::from_micros(micros),
-            prepared: false,
-        }
+        XactEnd { lsn: Lsn::new(lsn), end: Lsn::new(lsn + 40), xid, time: PgTime::from_micros(micros), prepared: false }
     }
 
     #[test]

@@ -241,8 +241,10 @@ fn a_record_given_up_after_a_crash_is_replaced_by_the_one_that_says_so() {
     let (events, reader, result) = read(&bytes);
     assert_eq!(result, Ok(()));
     assert_eq!(lsns(&events)[1..], [replacement, commit]);
-    assert!(events.iter().any(|event| matches!(event,
-        WalEvent::Overwrite { overwritten, time, .. } if *overwritten == given_up && *time == PgTime::from_micros(77))));
+    assert!(
+        events.iter().any(|event| matches!(event,
+        WalEvent::Overwrite { overwritten, time, .. } if *overwritten == given_up && *time == PgTime::from_micros(77)))
+    );
     assert_eq!(reader.valid_end(), wal.position());
 
     let mut reader = WalReader::new(size(), start().saturating_add(8192)).with_all_records();
@@ -344,7 +346,8 @@ fn a_record_that_claims_a_gigabyte_costs_no_memory() {
 fn other_block_sizes_are_read_from_the_long_header() {
     for block_size in [1024_u32, 4096, 16384, 65536] {
         let mut wal = builder().with_block_size(block_size);
-        let lsns_written = [wal.commit(1, PgTime::from_micros(1)), wal.filler(1_500_000), wal.commit(2, PgTime::from_micros(1))];
+        let lsns_written =
+            [wal.commit(1, PgTime::from_micros(1)), wal.filler(1_500_000), wal.commit(2, PgTime::from_micros(1))];
         let (events, reader, result) = read(&wal.bytes());
         assert_eq!((lsns(&events), result), (lsns_written.to_vec(), Ok(())), "{block_size}");
         assert_eq!(reader.page_info().unwrap().block_size, block_size);
