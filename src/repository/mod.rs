@@ -5,6 +5,7 @@
 //! Every object is described in `docs/FORMAT.md`.
 
 mod catalog;
+pub mod chunk_index;
 pub mod chunk_reader;
 mod cluster_name;
 mod documents;
