@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::repository::pack::{FinishedPack, PackBuilder};
-use crate::storage::memory::MemoryStorage;
 use crate::storage::Body;
+use crate::storage::memory::MemoryStorage;
 
 fn pack_of(texts: &[&str]) -> FinishedPack {
     let mut builder = PackBuilder::new();
