@@ -25,6 +25,7 @@ pub mod pack;
 mod segments;
 mod tails;
 mod wal_object;
+pub mod xact_search;
 
 use std::path::PathBuf;
 use std::sync::Arc;
