@@ -24,6 +24,8 @@ mod objects;
 pub mod pack;
 mod segments;
 mod tails;
+#[cfg(test)]
+mod test_wal;
 mod wal_object;
 pub mod xact_search;
 
