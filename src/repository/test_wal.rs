@@ -191,13 +191,7 @@ impl WalWriter {
     }
 
     /// Stores it from a segment on, with the running maximum so far.
-    pub(super) async fn store_from(
-        &self,
-        lineage: &LineageRepository,
-        from: Lsn,
-        before: Option<PgTime>,
-        piece: u64,
-    ) {
+    pub(super) async fn store_from(&self, lineage: &LineageRepository, from: Lsn, before: Option<PgTime>, piece: u64) {
         let mut reader = WalReader::new(segment_size(), self.start);
         reader.push(&self.slice(self.start, from), &mut |_| {}).unwrap();
         let (mut position, mut max) = (from, before);

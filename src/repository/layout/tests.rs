@@ -95,7 +95,10 @@ fn what_was_refused_is_kept_under_its_content_and_its_name() {
     let name = "wal_00000002_000000A1_00000002000000A1000000FE.zst";
     assert_eq!(kept.as_str(), format!("main/7123-2/conflict/{}-{name}", "11".repeat(32)));
     let parsed = ObjectName::parse(kept.as_str());
-    assert_eq!(parsed, Parsed::Known(ObjectName::InLineage(keys(), LineageObject::Conflict([0x11; 32], name.to_owned()))));
+    assert_eq!(
+        parsed,
+        Parsed::Known(ObjectName::InLineage(keys(), LineageObject::Conflict([0x11; 32], name.to_owned())))
+    );
 }
 
 #[test]
@@ -135,8 +138,11 @@ fn objects() -> impl Strategy<Value = LineageObject> {
         (backups(), 0..100_000u32, hash.clone()).prop_map(|(id, part, hash)| LineageObject::FilePart(id, part, hash)),
         (backups(), hash).prop_map(|(id, hash)| LineageObject::PostgresManifest(id, hash)),
         backups().prop_map(LineageObject::Manifest),
-        (backups(), 0..100_000u32, 0..4usize)
-            .prop_map(|(id, number, kind)| LineageObject::Mark(id, number, MarkKind::ALL[kind])),
+        (backups(), 0..100_000u32, 0..4usize).prop_map(|(id, number, kind)| LineageObject::Mark(
+            id,
+            number,
+            MarkKind::ALL[kind]
+        )),
     ]
 }
 

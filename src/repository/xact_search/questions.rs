@@ -44,11 +44,17 @@ impl WalSearch<'_> {
         let mut number = self.containing_end(to);
         while to > from {
             let Scanned { state, valid_end } = self
-                .scan(number, to, true, || None, |last: &mut Option<Lsn>, event| {
-                    if matches!(event, WalEvent::Record(_)) {
-                        *last = Some(event.lsn()).filter(|&lsn| lsn >= from).or(*last);
-                    }
-                })
+                .scan(
+                    number,
+                    to,
+                    true,
+                    || None,
+                    |last: &mut Option<Lsn>, event| {
+                        if matches!(event, WalEvent::Record(_)) {
+                            *last = Some(event.lsn()).filter(|&lsn| lsn >= from).or(*last);
+                        }
+                    },
+                )
                 .await?;
             if state.is_some() {
                 return Ok(WalEnd { last_record: state, end: valid_end });

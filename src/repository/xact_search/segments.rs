@@ -137,11 +137,12 @@ impl WalSearch<'_> {
     }
 
     async fn index_of_chain(&self, chain: &TailChain) -> RepositoryResult<XactIndex> {
-        let mut headers = stream::iter(chain.pieces.iter().copied())
-            .map(|piece: TailName| async move {
-                self.header(&WalPlace::tail(self.lineage, piece)?, chain.segment).await
-            })
-            .buffered(PARALLEL);
+        let mut headers =
+            stream::iter(chain.pieces.iter().copied())
+                .map(|piece: TailName| async move {
+                    self.header(&WalPlace::tail(self.lineage, piece)?, chain.segment).await
+                })
+                .buffered(PARALLEL);
         let mut sum = XactIndex::start(None);
         while let Some(WalHeader { index, .. }) = headers.try_next().await? {
             sum.max_time = sum.max_time.max(index.max_time);
@@ -182,8 +183,7 @@ impl WalSearch<'_> {
         let source = self.source(number)?;
         let mut first = number;
         loop {
-            let mut reader =
-                WalReader::new(size, first.start(size)).expecting(self.lineage.system_identifier());
+            let mut reader = WalReader::new(size, first.start(size)).expecting(self.lineage.system_identifier());
             if all_records {
                 reader = reader.with_all_records();
             }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use proptest::prelude::{Strategy, any, prop_oneof};
-use proptest::{prop_assert_eq, proptest};
 use proptest::test_runner::Config;
+use proptest::{prop_assert_eq, proptest};
 use recovery::{Answer, Catalog, CommitsAround, Question};
 use wal::{Lsn, PgTime, XactEnd, XactMark};
 
@@ -163,11 +163,15 @@ async fn questions_are_answered_by_kind() {
     let ask = async |question| answer(&lineage, &catalog, &question).await.unwrap();
     let than = Some(time(115));
     // The commit at 500 is the first later one, although 120 and 130 come after it.
-    assert_eq!(ask(Question::FirstLater { branch, from, to, than, or_equal: false }).await, Answer::Xact(Some(xact(2))));
+    assert_eq!(
+        ask(Question::FirstLater { branch, from, to, than, or_equal: false }).await,
+        Answer::Xact(Some(xact(2)))
+    );
     assert_eq!(ask(Question::MaxTime { branch, lsn: xact(4).end }).await, Answer::Time(Some(time(500))));
     assert_eq!(ask(Question::Xid { branch, from, to, xid: 13 }).await, Answer::Xacts(vec![xact(3)]));
     assert_eq!(ask(Question::LastXact { branch, from, to }).await, Answer::Mark(Some(XactMark::from(&xact(5)))));
-    let Answer::RestorePoints(points) = ask(Question::RestorePoint { branch, from, to, name: "before".to_owned() }).await
+    let Answer::RestorePoints(points) =
+        ask(Question::RestorePoint { branch, from, to, name: "before".to_owned() }).await
     else {
         panic!("another kind of answer")
     };
