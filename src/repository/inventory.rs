@@ -65,7 +65,9 @@ impl LineageRepository {
                 WalPlace::tail(self, name)?;
                 to.tails.insert(name, size);
             }
-            LineageObject::FilePart(backup, ..) | LineageObject::PostgresManifest(backup, _) => {
+            LineageObject::Begun(backup)
+            | LineageObject::FilePart(backup, ..)
+            | LineageObject::PostgresManifest(backup, _) => {
                 to.backups.entry(backup).or_default().objects.push((key, size));
             }
             LineageObject::Manifest(backup) => {

@@ -39,6 +39,8 @@ pub enum LineageObject {
     Segment(SegmentName),
     /// Bytes `from` up to `to` of a segment that is not complete yet.
     Tail(TailName),
+    /// The claim of a backup's name: written first.
+    Begun(BackupId),
     /// A part of a backup's file table.
     FilePart(BackupId, u32, ShortHash),
     /// PostgreSQL's own manifest of a backup.
@@ -259,6 +261,7 @@ impl fmt::Display for LineageObject {
             Self::Tail(TailName { segment, from, to }) => {
                 write!(f, "{}/{}-{}.zst", tail_folder(*segment), from.to_sortable(), to.to_sortable())
             }
+            Self::Begun(backup) => write!(f, "backups/{backup}/begun"),
             Self::FilePart(backup, part, hash) => write!(f, "backups/{backup}/files/{part:05}-{hash}.zst"),
             Self::PostgresManifest(backup, hash) => write!(f, "backups/{backup}/backup_manifest-{hash}.zst"),
             Self::Manifest(backup) => write!(f, "backups/{backup}/manifest"),
@@ -282,6 +285,7 @@ impl LineageObject {
                 let (from, to) = (Lsn::from_sortable(from).ok()?, Lsn::from_sortable(to).ok()?);
                 (from < to).then_some(Self::Tail(TailName { segment, from, to }))
             }
+            ["backups", backup, "begun"] => Some(Self::Begun(backup.parse().ok()?)),
             ["backups", backup, "manifest"] => Some(Self::Manifest(backup.parse().ok()?)),
             ["backups", backup, "marks", file] => {
                 let (number, what) = file.split_once('-')?;
