@@ -161,9 +161,9 @@ fn locate_xid(
     facts: &Facts,
 ) -> Result<Located, NoPlan> {
     for index in preferred(reaches, request.backup.as_ref()) {
-        let span = (reaches[index].from.lsn, reaches[index].to.lsn);
-        let ends = facts.xid(branch.timeline(), span, xid)?;
-        if let Some(end) = ends.last() {
+        let reach = &reaches[index];
+        let ends = facts.xid(branch.timeline(), replayed(reach), xid)?;
+        if let Some(end) = ends.last().filter(|end| reach.from.lsn <= end.lsn) {
             let mut located = Located::at(index, StopAt::Xid(xid), request.inclusive, end.lsn, end.end);
             located.mean_the_last_of(ends.len(), end.lsn);
             return Ok(located);
@@ -180,9 +180,9 @@ fn locate_name(
     facts: &Facts,
 ) -> Result<Located, NoPlan> {
     for index in preferred(reaches, request.backup.as_ref()) {
-        let span = (reaches[index].from.lsn, reaches[index].to.lsn);
-        let points = facts.restore_point(branch.timeline(), span, name)?;
-        if let Some(point) = points.last() {
+        let reach = &reaches[index];
+        let points = facts.restore_point(branch.timeline(), replayed(reach), name)?;
+        if let Some(point) = points.last().filter(|point| reach.from.lsn <= point.lsn) {
             // A restore point changes nothing: PostgreSQL stops after it, inclusive or not.
             let mut located = Located::at(index, StopAt::Name(name.to_owned()), true, point.lsn, point.end);
             located.mean_the_last_of(points.len(), point.lsn);
@@ -200,6 +200,13 @@ impl Located {
             self.notes.push(Note::Repeated { count, lsn });
         }
     }
+}
+
+/// All WAL that is replayed from any backup of the reach: what bears the wanted name before a backup is consistent would
+/// stop PostgreSQL as well.
+fn replayed(reach: &Reach) -> (Lsn, Lsn) {
+    let starts = reach.stretch.backups.iter().map(|backup| backup.start_lsn);
+    (starts.fold(reach.from.lsn, Lsn::min), reach.to.lsn)
 }
 
 fn locate_latest(branch: &Branch<'_>, reaches: &[Reach], request: &RecoveryRequest) -> Result<Located, NoPlan> {
