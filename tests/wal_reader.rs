@@ -4,11 +4,25 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
-use wal::{Lsn, PgMajor, PgTime, RecordInfo, SegmentName, SegmentSize, WalEnd, WalEvent, WalReader};
+use wal::{Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId, TimelinePath, WalEvent};
 
 use crate::support::pg::{PgNode, test_dir};
-use crate::support::waldump::{self, Dumped};
+use crate::support::{wal_truth, waldump};
+
+/// What the WAL of a busy past must hold.
+const EVERY_KIND: [&str; 9] = [
+    "commit ",
+    "commit prepared ",
+    "abort ",
+    "abort prepared ",
+    "prepare ",
+    "restore point ",
+    "switch",
+    "checkpoint ",
+    "parameters ",
+];
 
 #[test]
 fn agrees_with_pg_waldump_on_postgresql_14() {
@@ -39,11 +53,11 @@ fn agrees_with_pg_waldump(major: u32, segment_mb: u64) {
     let dir = test_dir();
     let node = node_with_busy_past(dir.path(), major, segment_mb);
     let size = SegmentSize::new(segment_mb << 20).unwrap();
-    let (first, bytes) = all_wal(&node.data.join("pg_wal"), size);
+    let (first, bytes) = wal_truth::all_wal(&node.data.join("pg_wal"), size);
     let start = first.number(size).unwrap().start(size);
     let truth = waldump::dump(major, &node.data.join("pg_wal"), first.timeline(), start);
 
-    let ours = read(&bytes, size, start);
+    let ours = wal_truth::read(&bytes, size, start);
 
     assert_eq!(ours.major, Some(major));
     for (ours, truth) in ours.records.iter().zip(&truth.records) {
@@ -55,7 +69,93 @@ fn agrees_with_pg_waldump(major: u32, segment_mb: u64) {
     }
     assert_eq!(ours.records.len(), truth.records.len());
     assert_eq!(ours.valid_end, truth.end, "where valid WAL ends");
-    assert_same_events(&ours.events, &truth.records);
+    wal_truth::assert_same_events(&ours.events, &truth.records, &EVERY_KIND);
+}
+
+#[test]
+fn a_record_lost_in_a_crash_is_read_as_given_up() {
+    for major in [14, 18] {
+        let dir = test_dir();
+        let settings = [("wal_recycle", "off"), ("wal_keep_size", "1GB")];
+        let mut node = PgNode::init(dir.path(), "node", major, &["--wal-segsize=1"], &settings);
+        node.start();
+        node.sql("CREATE TABLE t(i int); CHECKPOINT; INSERT INTO t VALUES (1)");
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let before: Lsn = node.sql("SELECT pg_current_wal_insert_lsn()").parse().unwrap();
+        node.sql("SELECT length(pg_logical_emit_message(false, 'x', repeat('a', 5000000))::text), pg_switch_wal()");
+        node.kill();
+        let kept = SegmentNumber::containing(before, size).next();
+        let pg_wal = node.data.join("pg_wal");
+        for name in wal_truth::segment_names(&pg_wal) {
+            if name.number(size).unwrap() > kept {
+                fs::remove_file(pg_wal.join(name.to_string())).unwrap();
+            }
+        }
+        node.start();
+        node.sql("INSERT INTO t VALUES (2)");
+        assert!(node.stop("fast", Duration::from_secs(60)));
+
+        let (first, bytes) = wal_truth::all_wal(&pg_wal, size);
+        let start = first.number(size).unwrap().start(size);
+        let truth = waldump::dump(major, &pg_wal, first.timeline(), start);
+        let ours = wal_truth::read(&bytes, size, start);
+        assert_eq!(ours.valid_end, truth.end);
+        wal_truth::assert_same_events(&ours.events, &truth.records, &["overwrite "]);
+        let given_up = ours.events.iter().find_map(|event| match event {
+            WalEvent::Overwrite { overwritten, .. } => Some(*overwritten),
+            _ => None,
+        });
+        assert!(given_up.unwrap() >= before);
+    }
+}
+
+#[test]
+fn a_promotion_is_read_through_along_the_path_of_the_new_timeline() {
+    let dir = test_dir();
+    let major = 16;
+    let settings = [("wal_keep_size", "1GB"), ("wal_recycle", "off")];
+    let mut primary = PgNode::init(dir.path(), "primary", major, &["--wal-segsize=1"], &settings);
+    primary.start();
+    primary.sql("CREATE TABLE t(i int)");
+    let mut standby = primary.make_standby(dir.path(), "standby");
+    standby.start();
+    primary.sql("INSERT INTO t SELECT generate_series(1, 50000)");
+    let written: Lsn = primary.sql("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while standby.sql("SELECT pg_last_wal_replay_lsn()").parse::<Lsn>().unwrap() < written {
+        assert!(Instant::now() < deadline, "the standby does not follow:\n{}", standby.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(primary.stop("immediate", Duration::from_secs(30)));
+    standby.promote();
+    standby.sql("INSERT INTO t SELECT generate_series(1, 50000)");
+    assert!(standby.stop("fast", Duration::from_secs(60)));
+
+    let size = SegmentSize::new(1 << 20).unwrap();
+    let pg_wal = standby.data.join("pg_wal");
+    let second = TimelineId::new(2).unwrap();
+    let history = TimelineHistory::parse(second, &fs::read(pg_wal.join("00000002.history")).unwrap()).unwrap();
+    let path = TimelinePath::new(&history, size);
+    let numbers: Vec<SegmentNumber> =
+        wal_truth::segment_names(&pg_wal).iter().map(|name| name.number(size).unwrap()).collect();
+    let (first, last) = (*numbers.iter().min().unwrap(), *numbers.iter().max().unwrap());
+    let bytes: Vec<u8> = (first.get()..=last.get())
+        .map(SegmentNumber::new)
+        .map(|number| SegmentName::new(path.timeline_at(number.start(size)), number, size))
+        .flat_map(|name| fs::read(pg_wal.join(name.to_string())).unwrap())
+        .collect();
+    let ours = wal_truth::read(&bytes, size, first.start(size));
+
+    let of_switch = SegmentNumber::containing(history.entries()[0].switch_point, size);
+    let truth = waldump::dump(major, &pg_wal, second, of_switch.start(size));
+    let from = truth.records[0].lsn;
+    let since: Vec<WalEvent> = ours.events.iter().filter(|event| event.lsn() >= from).cloned().collect();
+    wal_truth::assert_same_events(&since, &truth.records, &["end of recovery 2 1"]);
+    assert_eq!(ours.valid_end, truth.end);
+
+    let of_new_timeline = fs::read(pg_wal.join(SegmentName::new(second, of_switch, size).to_string())).unwrap();
+    let header = wal::read_segment_header(&of_new_timeline).unwrap();
+    assert_eq!(header.timeline, TimelineId::FIRST, "the pages before the switch are copies of the parent's");
 }
 
 /// A server, stopped cleanly, in whose WAL there is everything that the reader tells of.
@@ -104,164 +204,15 @@ fn node_with_busy_past(base: &Path, major: u32, segment_mb: u64) -> PgNode {
     );
     node.sql("COMMIT PREPARED 'many'");
     node.sql("BEGIN; DO $$ BEGIN FOR i IN 1..500 LOOP EXECUTE format('CREATE TABLE few_%s (a int)', i); END LOOP; END $$; ROLLBACK");
-    assert!(node.stop("fast", std::time::Duration::from_secs(60)));
+    assert!(node.stop("fast", Duration::from_secs(60)));
     node.configure(&[("max_connections", "77"), ("max_prepared_transactions", "30")]);
     node.start();
     node.sql("INSERT INTO work(t) VALUES ('last')");
-    assert!(node.stop("fast", std::time::Duration::from_secs(60)));
+    assert!(node.stop("fast", Duration::from_secs(60)));
     node
 }
 
 fn pgbench(node: &PgNode, arguments: &[&str]) {
     let output = node.tool("pgbench").args(arguments).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// The name of the first segment in the directory, and the bytes of all of them.
-fn all_wal(dir: &Path, size: SegmentSize) -> (SegmentName, Vec<u8>) {
-    let mut names: Vec<SegmentName> = fs::read_dir(dir)
-        .unwrap()
-        .filter_map(|entry| entry.unwrap().file_name().to_str().and_then(|name| name.parse().ok()))
-        .collect();
-    names.sort_unstable();
-    let numbers: Vec<u64> = names.iter().map(|name| name.number(size).unwrap().get()).collect();
-    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{names:?}");
-    (names[0], names.iter().flat_map(|name| fs::read(dir.join(name.to_string())).unwrap()).collect())
-}
-
-struct Read {
-    records: Vec<RecordInfo>,
-    events: Vec<WalEvent>,
-    valid_end: Lsn,
-    major: Option<u32>,
-}
-
-/// Reads in pieces of many sizes; every byte after the valid end must be zero.
-fn read(bytes: &[u8], size: SegmentSize, start: Lsn) -> Read {
-    let mut reader = WalReader::new(size, start).with_all_records();
-    let (mut records, mut events) = (Vec::new(), Vec::new());
-    let mut rest = bytes;
-    for piece in [1, 7, 100, 8192, 65536, 3, 131_072, 24].into_iter().cycle() {
-        let (now, later) = rest.split_at(rest.len().min(piece));
-        rest = later;
-        reader
-            .push(now, &mut |event| match event {
-                WalEvent::Record(record) => records.push(record),
-                event => events.push(event),
-            })
-            .unwrap();
-        if rest.is_empty() {
-            break;
-        }
-    }
-    assert!(matches!(reader.end(), WalEnd::Zeros(_)), "{:?}", reader.end());
-    let major = reader.page_info().map(|header| PgMajor::number(header.major));
-    Read { records, events, valid_end: reader.valid_end(), major }
-}
-
-/// Every event of ours is one of pg_waldump's records of that kind with the same content, and the other way round.
-fn assert_same_events(ours: &[WalEvent], truth: &[Dumped]) {
-    let truth: Vec<(Lsn, String)> = truth.iter().filter_map(|record| Some((record.lsn, truth_of(record)?))).collect();
-    let ours: Vec<(Lsn, String)> = ours.iter().map(|event| (event.lsn(), ours_as_text(event))).collect();
-    for (ours, truth) in ours.iter().zip(&truth) {
-        assert_eq!(ours, truth);
-    }
-    assert_eq!(ours.len(), truth.len());
-    for kind in [
-        "commit ",
-        "commit prepared ",
-        "abort ",
-        "abort prepared ",
-        "prepare ",
-        "restore point ",
-        "switch",
-        "checkpoint ",
-        "parameters ",
-    ] {
-        let found = truth.iter().filter(|(_, text)| text.starts_with(kind)).count();
-        assert!(found > 0, "the load made no {kind}");
-    }
-}
-
-fn ours_as_text(event: &WalEvent) -> String {
-    let end = |kind: &str, xact: &wal::XactEnd| {
-        format!("{kind} {}{} {}", if xact.prepared { "prepared " } else { "" }, xact.xid, xact.time)
-    };
-    match event {
-        WalEvent::Commit(xact) => end("commit", xact),
-        WalEvent::Abort(xact) => end("abort", xact),
-        WalEvent::Prepare(prepared) => format!("prepare {} {}", prepared.xid, prepared.time),
-        WalEvent::RestorePoint(point) => format!("restore point {}", point.name),
-        WalEvent::Switch { .. } => "switch".to_owned(),
-        WalEvent::Checkpoint(c) => format!("checkpoint {} {} {}", c.redo, c.timeline, c.shutdown),
-        WalEvent::Parameters(p) => format!(
-            "parameters {} {} {} {} {}",
-            p.max_connections,
-            p.max_worker_processes,
-            p.max_wal_senders,
-            p.max_prepared_transactions,
-            p.max_locks_per_transaction
-        ),
-        WalEvent::EndOfRecovery(e) => format!("end of recovery {} {}", e.timeline, e.previous_timeline),
-        WalEvent::Overwrite { overwritten, .. } => format!("overwrite {overwritten}"),
-        WalEvent::Record(_) => unreachable!(),
-    }
-}
-
-/// What pg_waldump says of a record, in the words of `ours_as_text`; none for records that we do not tell of.
-fn truth_of(record: &Dumped) -> Option<String> {
-    let desc = record.description.as_str();
-    let after = |prefix: &str| desc.strip_prefix(prefix).map(str::to_owned);
-    let time = |text: &str| -> PgTime {
-        let text = text.split(" UTC").next().unwrap().replacen(' ', "T", 1);
-        format!("{text}Z").parse().unwrap_or_else(|error| panic!("{desc}: {error}"))
-    };
-    let of_prepared = |kind: &str, text: String| {
-        let (xid, rest) = text.split_once(": ").unwrap();
-        format!("{kind} prepared {xid} {}", time(rest))
-    };
-    let field = |name: &str| {
-        let rest = &desc[desc.find(name).unwrap_or_else(|| panic!("no {name} in {desc}")) + name.len()..];
-        rest.trim_start_matches([' ', '=']).split([' ', ';']).next().unwrap().to_owned()
-    };
-    match record.resource_manager.as_str() {
-        "Transaction" => {
-            if let Some(rest) = after("COMMIT_PREPARED ") {
-                Some(of_prepared("commit", rest))
-            } else if let Some(rest) = after("ABORT_PREPARED ") {
-                Some(of_prepared("abort", rest))
-            } else if let Some(rest) = after("COMMIT ") {
-                Some(format!("commit {} {}", record.xid, time(&rest)))
-            } else if let Some(rest) = after("ABORT ") {
-                Some(format!("abort {} {}", record.xid, time(&rest)))
-            } else if after("PREPARE ").is_some() {
-                let prepared_at = waldump::prepared_at(desc);
-                Some(format!("prepare {} {}", record.xid, time(&prepared_at)))
-            } else {
-                None
-            }
-        }
-        "XLOG" => {
-            if let Some(name) = after("RESTORE_POINT ") {
-                Some(format!("restore point {name}"))
-            } else if desc.starts_with("SWITCH") {
-                Some("switch".to_owned())
-            } else if desc.starts_with("CHECKPOINT_SHUTDOWN") || desc.starts_with("CHECKPOINT_ONLINE") {
-                let redo: Lsn = field("redo").parse().unwrap();
-                Some(format!("checkpoint {redo} {} {}", field("tli"), desc.contains("SHUTDOWN")))
-            } else if desc.starts_with("PARAMETER_CHANGE") {
-                let names = [
-                    "max_connections",
-                    "max_worker_processes",
-                    "max_wal_senders",
-                    "max_prepared_xacts",
-                    "max_locks_per_xact",
-                ];
-                Some(format!("parameters {}", names.map(field).join(" ")))
-            } else {
-                None
-            }
-        }
-        _ => None,
-    }
 }

@@ -31,15 +31,22 @@ pub fn am_root() -> bool {
     rustix::process::getuid().is_root()
 }
 
-/// A command that runs as an ordinary user: as `postgres` when we are root.
+/// A command that runs as an ordinary user: as `postgres` when we are root. Programs of a PostgreSQL of the tests use that
+/// one's libpq: its walreceiver would otherwise load the system's, which may be older.
 pub fn as_server_user(program: impl AsRef<Path>) -> Command {
-    if am_root() {
+    let program = program.as_ref();
+    let mut command = if am_root() {
         let mut command = Command::new("setpriv");
-        command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]).arg(program.as_ref());
+        command.args(["--reuid=postgres", "--regid=postgres", "--init-groups"]).arg(program);
         command
     } else {
-        Command::new(program.as_ref())
+        Command::new(program)
+    };
+    let libraries = program.parent().and_then(Path::parent).map(|version| version.join("lib"));
+    if let Some(libraries) = libraries.filter(|dir| dir.join("libpq.so.5").exists()) {
+        command.env("LD_LIBRARY_PATH", libraries);
     }
+    command
 }
 
 /// Gives a path to the user that runs the servers.

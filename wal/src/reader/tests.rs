@@ -271,6 +271,8 @@ fn a_fork_of_the_reader_goes_on_alone() {
     assert_eq!((other.valid_end(), other.timeline()), (branch.position(), TimelineId::new(7)));
 }
 
+type Expected = fn(&WalProblem) -> bool;
+
 #[test]
 fn pages_that_do_not_belong_here_are_refused() {
     let good = {
@@ -279,7 +281,7 @@ fn pages_that_do_not_belong_here_are_refused() {
         wal.bytes()
     };
     let other = PgMajor::V14.page_magic().to_le_bytes();
-    let cases: [(&str, usize, &[u8], fn(&WalProblem) -> bool); 12] = [
+    let cases: [(&str, usize, &[u8], Expected); 12] = [
         ("magic of no version", 0, &[1, 2], |p| matches!(p, WalProblem::PageMagic(0x0201))),
         ("other version", 8192, &other, |p| matches!(p, WalProblem::PageMajor { found: 14, expected: 17 })),
         ("unknown flag", 2, &[0x12], |p| matches!(p, WalProblem::PageFlags(0x12))),
@@ -455,9 +457,34 @@ proptest! {
     #[test]
     fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..20_000), at in any::<u64>()) {
         let mut reader = WalReader::new(size(), Lsn::new(at));
-        let _ = reader.push(&bytes, &mut |_| {}).is_ok();
-        let _ = read_segment_header(&bytes).is_ok();
-        let _ = PageHeader::parse(&bytes, start()).is_ok();
+        let result = reader.push(&bytes, &mut |_| {});
+        prop_assert_eq!(result.is_err(), matches!(reader.end(), WalEnd::Invalid(_)));
+        if let Ok(header) = read_segment_header(&bytes) {
+            prop_assert!(PageHeader::parse(&bytes, header.page_address).is_ok());
+        }
         prop_assert!(reader.valid_end() <= reader.position());
+    }
+}
+
+/// How fast records are read: `cargo test -p wal --release speed -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement, not a check"]
+#[expect(clippy::disallowed_methods, clippy::disallowed_macros, clippy::print_stdout, reason = "a measurement tells")]
+fn speed() {
+    for (name, length) in [("records of 60 bytes", 10), ("records of 200 bytes", 170), ("full pages", 8200)] {
+        let mut wal = builder();
+        while wal.position().bytes_since(start()) < 64 << 20 {
+            wal.filler(length);
+            wal.commit(1, PgTime::from_micros(1));
+        }
+        let bytes = wal.bytes();
+        let began = std::time::Instant::now();
+        let mut reader = WalReader::new(size(), start());
+        let mut index = crate::XactIndex::start(None);
+        for piece in bytes.chunks(128 << 10) {
+            reader.push(piece, &mut |event| index.record(&event)).unwrap();
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        println!("{name}: {:.0} MB/s, {} commits", bytes.len() as f64 / 1e6 / seconds, index.commits);
     }
 }

@@ -154,7 +154,7 @@ impl Builder {
 
     /// Writes a page header where a page begins; `remaining` bytes of a record are still to come.
     fn begin_page_if_due(&mut self, remaining: usize) {
-        if self.bytes.len() % self.block_size != 0 {
+        if !self.bytes.len().is_multiple_of(self.block_size) {
             return;
         }
         let address = self.position();
