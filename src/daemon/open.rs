@@ -1,0 +1,117 @@
+//! From configuration to the things that it names: repository, connections, a cluster's WAL pipeline.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use wal::PgTime;
+
+use crate::clock::Clock;
+use crate::config::{ClusterConfig, Config};
+use crate::error::{Error, ErrorCode, Result};
+use crate::primary::{ConnectOptions, Conninfo, Deadlines, Environment, SlotName};
+use crate::repository::{ClusterName, Repository, RepositoryError, RepositoryId, RepositoryOptions};
+use crate::storage::{self, StorageContext, StorageMeter};
+use crate::wal_pipeline::WalSettings;
+
+/// A client must not wait longer than a person does.
+const CLIENT_DEADLINES: Deadlines =
+    Deadlines { connect: Duration::from_secs(10), reply: Duration::from_secs(20), silence: Duration::from_secs(60) };
+
+/// Whether a repository may be made where there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// Make it: the daemon, `repo init`.
+    Create,
+    /// Refuse: everything that only reads.
+    Refuse,
+}
+
+/// Opens the repository that the configuration names.
+pub async fn repository(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    meter: Arc<dyn StorageMeter>,
+    missing: Missing,
+) -> Result<Repository> {
+    let url = &config.repository.storage.url;
+    let explain = |error: RepositoryError| -> Error {
+        let not_found = error.is_not_found();
+        let inner = Error::from(error);
+        let outer = Error::new(if not_found { ErrorCode::RepositoryDenied } else { inner.code() }, format!("cannot open the repository {url}"));
+        let outer = inner.causes().iter().fold(outer.because(inner.message()), |error, cause| error.because(cause));
+        inner.help_lines().iter().fold(outer, |error, help| error.help(help.clone()))
+    };
+    let context = StorageContext { clock: Arc::clone(clock), meter, ..StorageContext::default() };
+    let storage = storage::open(&config.repository.storage, context)
+        .await
+        .map_err(|error| explain(RepositoryError::Storage(error)))?;
+    let options = RepositoryOptions {
+        compression: config.repository.compression,
+        header_cache_dir: writable(config).then(|| config.state_dir.join("headers")),
+        ..RepositoryOptions::default()
+    };
+    match missing {
+        Missing::Refuse => Repository::open(storage, options).await,
+        Missing::Create => {
+            let id = RepositoryId::new(rand::random());
+            Repository::create_or_open(storage, options, PgTime::from(clock.now()), id).await
+        }
+    }
+    .map_err(explain)
+}
+
+/// Whether state can be kept: a restore_command may run as a user who cannot write there, and works without.
+fn writable(config: &Config) -> bool {
+    rustix::fs::access(&config.state_dir, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+/// Hosts, credentials and TLS of a cluster: its libpq words, filled up from the environment.
+pub fn conninfo(config: &Config, cluster: &ClusterConfig) -> Result<Conninfo> {
+    let process = Environment::from_process();
+    let mut environment = Environment::from_variables(config.variables.iter());
+    environment.home = process.home;
+    environment.user = process.user;
+    environment.socket_directory = process.socket_directory;
+    Conninfo::parse(cluster.conninfo.expose_secret(), &environment).map_err(|error| {
+        Error::new(ErrorCode::InvalidConfig, format!("the conninfo of cluster {} cannot be used", cluster.name))
+            .because(error)
+            .help("correct `conninfo`, or the PG* variables: pgvault config show")
+    })
+}
+
+/// How a client command or the supervisor connects.
+pub fn connect_options(config: &Config, cluster: &ClusterConfig) -> Result<ConnectOptions> {
+    let options = ConnectOptions::new(conninfo(config, cluster)?, cluster.application_name.clone());
+    Ok(ConnectOptions { deadlines: CLIENT_DEADLINES, ..options })
+}
+
+/// The cluster's name as the repository knows it.
+pub fn cluster_name(cluster: &ClusterConfig) -> Result<ClusterName> {
+    ClusterName::new(cluster.name.clone()).map_err(|error| Error::new(ErrorCode::InvalidConfig, error.to_string()))
+}
+
+/// The cluster's slot, checked.
+pub fn slot_name(cluster: &ClusterConfig) -> Result<Option<SlotName>> {
+    let parse = |name: &String| SlotName::new(name.clone()).map_err(|error| Error::new(ErrorCode::InvalidConfig, error.to_string()));
+    cluster.slot.as_ref().map(parse).transpose()
+}
+
+/// What a cluster's WAL pipeline is told.
+pub fn wal_settings(config: &Config, cluster: &ClusterConfig) -> Result<WalSettings> {
+    Ok(WalSettings {
+        cluster: cluster_name(cluster)?,
+        conninfo: conninfo(config, cluster)?,
+        application_name: cluster.application_name.clone(),
+        slot: slot_name(cluster)?,
+        create_slot: cluster.create_slot,
+        max_rpo: cluster.max_rpo,
+        synchronous: cluster.synchronous,
+        report_apply: false,
+        spool_dir: config.spool.dir.clone(),
+        spool_max_size: config.spool.max_size,
+        state_dir: config.state_dir.clone(),
+        uploads: config.repository.storage.connections.unwrap_or(4),
+        drain: Duration::from_secs(30),
+    })
+}

@@ -1,0 +1,487 @@
+//! The one screen: is all well? Pure, from what is known.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use recovery::{Backup, BackupId, BackupKind, BackupStatus, LineageId};
+use serde::Serialize;
+use wal::{Lsn, PgTime, SystemIdentifier, TimelineId};
+
+use super::schedule;
+use super::view::{ClusterView, Failover, Member, RunningBackup};
+use crate::primary::ServerVersion;
+use crate::wal_pipeline::{SpoolLevel, WalStatus};
+
+/// How a cluster fares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// All is well.
+    Ok,
+    /// A person should look today.
+    Warning,
+    /// A person should look now.
+    Critical,
+}
+
+/// INTERFACE section 4, `status`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClusterStatus {
+    /// Its name.
+    pub name: String,
+    /// How it fares.
+    pub state: State,
+    /// Why it is not ok, worst first.
+    pub reasons: Vec<String>,
+    /// The number that initdb gave.
+    pub system_identifier: Option<SystemIdentifier>,
+    /// Under which lineage it is stored.
+    pub lineage: Option<LineageId>,
+    /// `17.5`
+    pub postgres_version: Option<String>,
+    /// The timeline that is received, else the newest stored one.
+    pub timeline: Option<TimelineId>,
+    /// Where WAL comes from.
+    pub primary: Option<Primary>,
+    /// The WAL.
+    pub wal: WalSummary,
+    /// Our slot on every member that could be asked.
+    pub slots: Vec<SlotSummary>,
+    /// What can be recovered.
+    pub window: WindowSummary,
+    /// Base backups.
+    pub backups: BackupsSummary,
+    /// The repository.
+    pub repository: RepositorySummary,
+    /// Changes of the primary.
+    pub failovers: Vec<Failover>,
+}
+
+/// Where WAL comes from.
+#[derive(Clone, Debug, Serialize)]
+pub struct Primary {
+    /// Host.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// The WAL of a cluster.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct WalSummary {
+    /// Whether it flows.
+    pub streaming: bool,
+    /// What the pipeline does: `streaming`, `connecting`, …; null without a daemon.
+    pub state: Option<&'static str>,
+    /// What is wrong.
+    pub error: Option<String>,
+    /// First byte that has not been received.
+    pub received_lsn: Option<Lsn>,
+    /// First byte that is not durable here.
+    pub flushed_lsn: Option<Lsn>,
+    /// End of whole segments in the repository.
+    pub archived_lsn: Option<Lsn>,
+    /// End of what the repository holds, tails included.
+    pub shipped_lsn: Option<Lsn>,
+    /// How far the repository is behind the server.
+    pub lag_bytes: Option<u64>,
+    /// Age of the oldest commit that is not in the repository.
+    pub rpo_seconds: Option<f64>,
+    /// The last commit in the repository.
+    pub last_commit_at: Option<PgTime>,
+    /// Files waiting here.
+    pub spool_segments: Option<u64>,
+    /// Bytes waiting here.
+    pub spool_bytes: Option<u64>,
+}
+
+/// Our slot on one member.
+#[derive(Clone, Debug, Serialize)]
+pub struct SlotSummary {
+    /// Its name.
+    pub name: String,
+    /// The member.
+    pub host: String,
+    /// Whether a connection uses it.
+    pub active: Option<bool>,
+    /// `reserved`, `extended`, `unreserved`, `lost`, `missing`.
+    pub wal_status: Option<String>,
+    /// WAL that the member keeps for it.
+    pub retained_bytes: Option<u64>,
+    /// WAL that can be written before it is in danger; null without a limit.
+    pub safe_wal_bytes: Option<i64>,
+}
+
+/// What can be recovered: the range that ends last.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct WindowSummary {
+    /// First moment.
+    pub from: Option<PgTime>,
+    /// Last moment.
+    pub to: Option<PgTime>,
+    /// Missing stretches of WAL.
+    pub gaps: usize,
+}
+
+/// Base backups.
+#[derive(Clone, Debug, Serialize)]
+pub struct BackupsSummary {
+    /// Committed ones.
+    pub count: usize,
+    /// The newest.
+    pub last: Option<BackupSummary>,
+    /// The one in progress.
+    pub running: Option<RunningSummary>,
+    /// When the next one starts by itself.
+    pub next_at: Option<DateTime<Utc>>,
+    /// Why the last run failed.
+    pub error: Option<String>,
+}
+
+/// A base backup in progress.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunningSummary {
+    /// Its name.
+    pub id: Option<BackupId>,
+    /// When it was started.
+    pub started_at: PgTime,
+    /// What it is doing.
+    pub phase: String,
+    /// Bytes read.
+    pub done_bytes: u64,
+    /// Bytes expected.
+    pub total_bytes: Option<u64>,
+}
+
+/// INTERFACE section 4, an element of `backup list`.
+#[derive(Clone, Debug, Serialize)]
+pub struct BackupSummary {
+    /// Its name.
+    pub id: Option<BackupId>,
+    /// Its cluster.
+    pub cluster: String,
+    /// Its lineage.
+    pub lineage: Option<LineageId>,
+    /// Where it stands.
+    pub status: BackupStatus,
+    /// How it was read.
+    pub kind: BackupKind,
+    /// When it started.
+    pub started_at: PgTime,
+    /// When it ended.
+    pub stopped_at: Option<PgTime>,
+    /// Where replay starts.
+    pub start_lsn: Option<Lsn>,
+    /// From where on it can be recovered.
+    pub stop_lsn: Option<Lsn>,
+    /// Its timeline.
+    pub timeline: Option<TimelineId>,
+    /// `17.5`
+    pub postgres_version: Option<String>,
+    /// Bytes of its files.
+    pub size_bytes: Option<u64>,
+    /// Compressed bytes of all it refers to.
+    pub stored_bytes: Option<u64>,
+    /// Bytes that it added.
+    pub new_bytes: Option<u64>,
+    /// Number of files.
+    pub files: Option<u64>,
+    /// Pinned by hand.
+    pub keep: bool,
+    /// Whether damage was found.
+    pub damaged: bool,
+    /// What people wrote on it.
+    pub annotations: BTreeMap<String, String>,
+    /// The last moment that is reached from it.
+    pub recoverable_to: Option<PgTime>,
+}
+
+/// The repository.
+#[derive(Clone, Debug, Serialize)]
+pub struct RepositorySummary {
+    /// Where it is.
+    pub location: String,
+    /// What is wrong with it.
+    pub error: Option<String>,
+    /// Bytes of base backups.
+    pub base_bytes: Option<u64>,
+    /// Bytes of WAL.
+    pub wal_bytes: Option<u64>,
+}
+
+/// The status of one cluster.
+pub fn status(view: &ClusterView, now: DateTime<Utc>) -> ClusterStatus {
+    let stored = view.stored.as_deref();
+    let wal = view.wal.as_ref();
+    let (state, reasons) = verdict(view, now);
+    let newest = stored.map(|stored| &stored.catalog);
+    ClusterStatus {
+        name: view.name.clone(),
+        state,
+        reasons,
+        system_identifier: wal
+            .and_then(|wal| wal.system_identifier)
+            .or_else(|| newest.map(|catalog| catalog.lineage.system_identifier)),
+        lineage: wal.and_then(|wal| wal.lineage).or_else(|| newest.map(|catalog| catalog.lineage)),
+        postgres_version: version_number(view).map(version_text),
+        timeline: wal
+            .and_then(|wal| wal.timeline)
+            .or_else(|| newest.and_then(|catalog| catalog.timelines().last().copied())),
+        primary: primary(view),
+        wal: wal_summary(view),
+        slots: slots(view),
+        window: window(view),
+        backups: backups(view),
+        repository: RepositorySummary {
+            location: view.location.clone(),
+            error: view.repository_error.as_ref().map(|error| error.message().to_owned()),
+            base_bytes: stored.map(|stored| stored.bytes.base),
+            wal_bytes: stored.map(|stored| stored.bytes.wal),
+        },
+        failovers: view.failovers.clone(),
+    }
+}
+
+fn version_number(view: &ClusterView) -> Option<u32> {
+    let of_member = || view.primary().and_then(|member| member.version).map(ServerVersion::number);
+    let of_backup = || view.backups().last().map(|backup| backup.postgres_version);
+    view.wal.as_ref().and_then(|wal| wal.postgres_version).or_else(of_member).or_else(of_backup)
+}
+
+/// `170005` as `17.5`.
+pub fn version_text(number: u32) -> String {
+    format!("{}.{}", number / 10_000, number % 10_000)
+}
+
+fn primary(view: &ClusterView) -> Option<Primary> {
+    let connected = view.wal.as_ref().and_then(|wal| wal.primary.clone());
+    let asked = || view.primary().filter(|member| member.error.is_none()).map(|member| (member.host.clone(), member.port));
+    connected.or_else(asked).map(|(host, port)| Primary { host, port })
+}
+
+fn wal_summary(view: &ClusterView) -> WalSummary {
+    let last_stored = view.stored.as_deref().and_then(|stored| stored.window.ranges.first()).map(|range| range.to);
+    let Some(wal) = &view.wal else {
+        return WalSummary {
+            shipped_lsn: last_stored.map(|moment| moment.lsn),
+            last_commit_at: last_stored.map(|moment| moment.time),
+            ..WalSummary::default()
+        };
+    };
+    WalSummary {
+        streaming: wal.streaming(),
+        state: Some(wal.state.as_str()),
+        error: wal.error.as_ref().or(wal.archive_error.as_ref()).map(|error| error.message().to_owned()),
+        received_lsn: wal.received,
+        flushed_lsn: wal.flushed,
+        archived_lsn: wal.archived,
+        shipped_lsn: wal.shipped.max(wal.archived),
+        lag_bytes: lag(wal, wal.shipped.max(wal.archived)),
+        rpo_seconds: Some(wal.rpo_seconds),
+        last_commit_at: wal.last_archived_commit.map(|commit| commit.time),
+        spool_segments: Some(wal.spool_segments),
+        spool_bytes: Some(wal.spool_bytes),
+    }
+}
+
+/// How far a position is behind the server's.
+pub fn lag(wal: &WalStatus, position: Option<Lsn>) -> Option<u64> {
+    Some(wal.server_end.max(wal.received)?.bytes_since(position?))
+}
+
+fn slots(view: &ClusterView) -> Vec<SlotSummary> {
+    let Some(slot) = &view.slot else { return Vec::new() };
+    let summary = |member: &Member| -> SlotSummary {
+        let row = member.slots.iter().flatten().find(|row| row.name == *slot);
+        let missing = member.slots.is_some() && row.is_none();
+        let retained = row.and_then(|row| Some(member.current_lsn?.bytes_since(row.restart_lsn?)));
+        SlotSummary {
+            name: slot.clone(),
+            host: member.host.clone(),
+            active: row.map(|row| row.active),
+            wal_status: if missing { Some("missing".to_owned()) } else { row.and_then(|row| row.wal_status.clone()) },
+            retained_bytes: retained,
+            safe_wal_bytes: row.and_then(|row| row.safe_wal_size),
+        }
+    };
+    view.members.iter().map(summary).collect()
+}
+
+/// The range that a person means by "how far back, and until when": the one whose end moves on with the WAL.
+fn window(view: &ClusterView) -> WindowSummary {
+    let Some(stored) = view.stored.as_deref() else { return WindowSummary::default() };
+    let Some(range) = live_range(view) else { return WindowSummary { gaps: stored.window.gaps.len(), ..WindowSummary::default() } };
+    let live_end = view.wal.as_ref().and_then(|wal| wal.last_archived_commit).map(|commit| commit.time);
+    WindowSummary { from: Some(range.from.time), to: Some(range.to.time).max(live_end), gaps: stored.window.gaps.len() }
+}
+
+/// The recoverable range that ends last on the live branch.
+pub fn live_range(view: &ClusterView) -> Option<&recovery::RecoverableRange> {
+    let window = &view.stored.as_deref()?.window;
+    let branch = window.ranges.first()?.branch;
+    window.ranges.iter().filter(|range| range.branch == branch).max_by_key(|range| range.to.lsn)
+}
+
+fn backups(view: &ClusterView) -> BackupsSummary {
+    BackupsSummary {
+        count: view.backups().len(),
+        last: view.backups().last().map(|backup| backup_summary(view, backup)),
+        running: view.backup.running.as_ref().map(running_summary),
+        next_at: view.backup.next_due,
+        error: view.backup.last_error.as_ref().map(|error| error.message().to_owned()),
+    }
+}
+
+fn running_summary(running: &RunningBackup) -> RunningSummary {
+    RunningSummary {
+        id: running.id.clone(),
+        started_at: PgTime::from(running.started_at),
+        phase: running.phase.clone(),
+        done_bytes: running.done_bytes,
+        total_bytes: running.total_bytes,
+    }
+}
+
+/// One element of `backup list`.
+pub fn backup_summary(view: &ClusterView, backup: &Backup) -> BackupSummary {
+    let shipped = view.wal.as_ref().and_then(|wal| wal.shipped.max(wal.archived));
+    // The catalog is a snapshot; the pipeline knows of WAL that was stored since.
+    let arrived = backup.status == BackupStatus::WaitingForWal && shipped >= Some(backup.stop_lsn);
+    BackupSummary {
+        id: Some(backup.id.clone()),
+        cluster: view.name.clone(),
+        lineage: view.stored.as_deref().map(|stored| stored.catalog.lineage),
+        status: if arrived { BackupStatus::Ok } else { backup.status },
+        kind: backup.kind,
+        started_at: backup.started_at,
+        stopped_at: Some(backup.stopped_at),
+        start_lsn: Some(backup.start_lsn),
+        stop_lsn: Some(backup.stop_lsn),
+        timeline: Some(backup.timeline),
+        postgres_version: Some(version_text(backup.postgres_version)),
+        size_bytes: Some(backup.size_bytes),
+        stored_bytes: Some(backup.stored_bytes),
+        new_bytes: Some(backup.new_bytes),
+        files: Some(backup.files),
+        keep: backup.keep,
+        damaged: backup.damaged,
+        annotations: backup.annotations.clone(),
+        recoverable_to: recoverable_to(view, backup),
+    }
+}
+
+/// `backup list`: committed backups oldest first, then the one in progress.
+pub fn backup_list(view: &ClusterView) -> Vec<BackupSummary> {
+    let mut list: Vec<BackupSummary> = view.backups().iter().map(|backup| backup_summary(view, backup)).collect();
+    let committed = |id: &Option<BackupId>| view.backups().iter().any(|backup| Some(&backup.id) == id.as_ref());
+    if let Some(running) = view.backup.running.as_ref().filter(|running| !committed(&running.id)) {
+        list.push(BackupSummary {
+            id: running.id.clone(),
+            cluster: view.name.clone(),
+            lineage: view.wal.as_ref().and_then(|wal| wal.lineage),
+            status: BackupStatus::Running,
+            kind: BackupKind::Full,
+            started_at: PgTime::from(running.started_at),
+            stopped_at: None,
+            start_lsn: None,
+            stop_lsn: None,
+            timeline: view.wal.as_ref().and_then(|wal| wal.timeline),
+            postgres_version: version_number(view).map(version_text),
+            size_bytes: running.total_bytes,
+            stored_bytes: None,
+            new_bytes: None,
+            files: None,
+            keep: false,
+            damaged: false,
+            annotations: BTreeMap::new(),
+            recoverable_to: None,
+        });
+    }
+    list
+}
+
+/// The last moment of the ranges that a backup leads to.
+fn recoverable_to(view: &ClusterView, backup: &Backup) -> Option<PgTime> {
+    let window = &view.stored.as_deref()?.window;
+    let reaches = |range: &&recovery::RecoverableRange| range.from.lsn <= backup.stop_lsn && backup.stop_lsn <= range.to.lsn;
+    let range = window.ranges.iter().filter(reaches).max_by_key(|range| range.to.lsn)?;
+    let live = live_range(view).is_some_and(|live| live.to == range.to);
+    let live_end = view.wal.as_ref().filter(|_| live).and_then(|wal| wal.last_archived_commit).map(|commit| commit.time);
+    Some(range.to.time).max(live_end)
+}
+
+/// A connection that is gone for less is a hiccup.
+const PATIENCE: TimeDelta = TimeDelta::minutes(2);
+
+/// How a cluster fares, and why.
+fn verdict(view: &ClusterView, now: DateTime<Utc>) -> (State, Vec<String>) {
+    let mut critical = Vec::new();
+    let mut warning = Vec::new();
+    match &view.wal {
+        None => warning.push("no daemon runs: nothing is streamed".to_owned()),
+        Some(wal) => wal_verdict(view, wal, now, &mut critical, &mut warning),
+    }
+    if let Some(error) = &view.repository_error {
+        critical.push(format!("repository: {}", error.message()));
+    }
+    let gaps = view.stored.as_deref().map_or(0, |stored| stored.window.gaps.len());
+    if gaps > 0 {
+        warning.push(format!("{gaps} gap(s) in the stored WAL"));
+    }
+    backup_verdict(view, now, &mut critical, &mut warning);
+    let state = match (critical.is_empty(), warning.is_empty()) {
+        (false, _) => State::Critical,
+        (true, false) => State::Warning,
+        (true, true) => State::Ok,
+    };
+    critical.extend(warning);
+    (state, critical)
+}
+
+fn wal_verdict(view: &ClusterView, wal: &WalStatus, now: DateTime<Utc>, critical: &mut Vec<String>, warning: &mut Vec<String>) {
+    let why = wal.error.as_ref().map_or_else(String::new, |error| format!(": {}", error.message()));
+    if wal.state.needs_a_person() {
+        critical.push(format!("WAL {}{why}", wal.state.as_str()));
+    } else if !wal.streaming() {
+        let long = view.down_since.is_some_and(|since| now - since > PATIENCE);
+        let text = format!("WAL is not streaming ({}){why}", wal.state.as_str());
+        if long { critical.push(text) } else { warning.push(text) }
+    }
+    if let Some(reason) = &wal.slot_lost {
+        critical.push(format!("slot: {reason}"));
+    }
+    match wal.spool_level {
+        SpoolLevel::Full => critical.push("the spool is full".to_owned()),
+        SpoolLevel::High => warning.push("the spool is nearly full".to_owned()),
+        SpoolLevel::Normal => {}
+    }
+    if let Some(error) = &wal.archive_error {
+        warning.push(format!("archiving: {}", error.message()));
+    }
+    let promised = view.max_rpo.as_secs_f64();
+    if promised > 0.0 && wal.rpo_seconds > promised * 3.0 + 5.0 {
+        warning.push(format!("commits of the last {:.0} s are not in the repository", wal.rpo_seconds));
+    }
+    if !wal.beyond_fork.is_empty() {
+        warning.push("WAL of a timeline that was left exists here beyond the fork".to_owned());
+    }
+}
+
+fn backup_verdict(view: &ClusterView, now: DateTime<Utc>, critical: &mut Vec<String>, warning: &mut Vec<String>) {
+    if let Some(error) = &view.backup.last_error {
+        warning.push(format!("the last backup failed: {}", error.message()));
+    }
+    let usable = view.backups().iter().rev().find(|backup| backup.status != BackupStatus::Failed);
+    match usable {
+        None if view.stored.is_none() => {}
+        None if view.backup.running.is_some() => warning.push("the first backup is running".to_owned()),
+        None => critical.push("there is no backup".to_owned()),
+        Some(backup) => {
+            let interval = view.schedule.as_ref().and_then(|schedule| schedule::longest_interval(schedule, now));
+            let age = now - backup.stopped_at.to_datetime();
+            if interval.is_some_and(|interval| age > interval + interval / 2) {
+                warning.push(format!("the last backup is {} h old", age.num_hours()));
+            }
+        }
+    }
+}
