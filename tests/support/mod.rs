@@ -6,4 +6,5 @@
 
 pub mod pg;
 pub mod wal_truth;
+pub mod pgvault;
 pub mod waldump;
