@@ -223,7 +223,8 @@ fn max_slot_wal_keep_size(view: &ClusterView) -> Finding {
 fn slot(view: &ClusterView) -> Finding {
     let name = "slot";
     let Some(slot) = &view.slot else {
-        return Finding::new(name, Warn, "none is used: the server may remove WAL that is still needed").fix("set `slot` in the cluster's section");
+        return Finding::new(name, Warn, "none is used: the server may remove WAL that is still needed")
+            .fix("set `slot` in the cluster's section");
     };
     if let Some(reason) = view.wal.as_ref().and_then(|wal| wal.slot_lost.as_ref()) {
         return Finding::new(name, Failed, reason.clone()).fix("take a new base backup: pgvault backup now --wait");
@@ -238,15 +239,24 @@ fn slot(view: &ClusterView) -> Finding {
         let host = &member.host;
         match row {
             None if member.in_recovery == Some(true) => {
-                return Finding::new(name, Warn, format!("slot \"{slot}\" is missing on the standby {host}: a failover to it may leave a gap"))
-                    .fix(format!("on {host}: SELECT pg_create_physical_replication_slot('{slot}', true);"));
+                return Finding::new(
+                    name,
+                    Warn,
+                    format!("slot \"{slot}\" is missing on the standby {host}: a failover to it may leave a gap"),
+                )
+                .fix(format!("on {host}: SELECT pg_create_physical_replication_slot('{slot}', true);"));
             }
             None => {
-                return Finding::new(name, Failed, format!("slot \"{slot}\" does not exist on {host}")).fix("pgvault slot create");
+                return Finding::new(name, Failed, format!("slot \"{slot}\" does not exist on {host}"))
+                    .fix("pgvault slot create");
             }
             Some(row) if row.wal_status.as_deref() == Some("lost") => {
-                return Finding::new(name, Failed, format!("slot \"{slot}\" on {host} is lost: WAL that was needed is gone"))
-                    .fix("pgvault slot drop; pgvault slot create; pgvault backup now --wait");
+                return Finding::new(
+                    name,
+                    Failed,
+                    format!("slot \"{slot}\" on {host} is lost: WAL that was needed is gone"),
+                )
+                .fix("pgvault slot drop; pgvault slot create; pgvault backup now --wait");
             }
             Some(row) if row.wal_status.as_deref() == Some("unreserved") => {
                 return Finding::new(name, Warn, format!("slot \"{slot}\" on {host} is about to be lost"))
@@ -254,7 +264,10 @@ fn slot(view: &ClusterView) -> Finding {
             }
             Some(row) => {
                 let active = if row.active { "active" } else { "inactive" };
-                let kept = member.current_lsn.zip(row.restart_lsn).map(|(now, from)| format!(", holds {} MB", now.bytes_since(from) >> 20));
+                let kept = member
+                    .current_lsn
+                    .zip(row.restart_lsn)
+                    .map(|(now, from)| format!(", holds {} MB", now.bytes_since(from) >> 20));
                 described.push(format!("{slot} {active} on {host}{}", kept.unwrap_or_default()));
             }
         }
@@ -283,8 +296,12 @@ fn streaming(view: &ClusterView) -> Finding {
     let lag = super::status::lag(wal, wal.shipped.max(wal.archived));
     let lag = lag.map_or_else(String::new, |bytes| format!("; the repository is {bytes} bytes behind"));
     if view.max_rpo.as_secs_f64() > 0.0 && wal.rpo_seconds > view.max_rpo.as_secs_f64() * 3.0 + 5.0 {
-        return Finding::new(name, Warn, format!("commits of the last {:.0} s are not in the repository{lag}", wal.rpo_seconds))
-            .fix("look at the store: pgvault repo check");
+        return Finding::new(
+            name,
+            Warn,
+            format!("commits of the last {:.0} s are not in the repository{lag}", wal.rpo_seconds),
+        )
+        .fix("look at the store: pgvault repo check");
     }
     Finding::new(name, Fine, format!("WAL is streaming{lag}"))
 }
@@ -295,15 +312,19 @@ fn synchronous(view: &ClusterView) -> Finding {
     let ours = view.application_name.as_str();
     let listed = names.as_deref().map(|names| names.contains(ours) || names.contains('*'));
     match (view.synchronous, listed) {
-        (false, Some(true)) if names.as_deref().is_some_and(|names| names.contains(ours)) => {
-            Finding::new(name, Warn, "synchronous_standby_names lists this receiver, and `synchronous` is off: commits wait for group flushes")
-                .fix("set `synchronous = true` in the cluster's section")
-        }
+        (false, Some(true)) if names.as_deref().is_some_and(|names| names.contains(ours)) => Finding::new(
+            name,
+            Warn,
+            "synchronous_standby_names lists this receiver, and `synchronous` is off: commits wait for group flushes",
+        )
+        .fix("set `synchronous = true` in the cluster's section"),
         (false, _) => Finding::new(name, Skipped, "not asked for"),
         (true, None) => Finding::new(name, Skipped, "not visible to this role"),
         (true, Some(true)) => Finding::new(name, Fine, format!("synchronous_standby_names lists {ours}")),
-        (true, Some(false)) => Finding::new(name, Failed, format!("commits do not wait: {ours} is not in synchronous_standby_names"))
-            .fix(format!("ALTER SYSTEM SET synchronous_standby_names = '{ours}'; SELECT pg_reload_conf();")),
+        (true, Some(false)) => {
+            Finding::new(name, Failed, format!("commits do not wait: {ours} is not in synchronous_standby_names"))
+                .fix(format!("ALTER SYSTEM SET synchronous_standby_names = '{ours}'; SELECT pg_reload_conf();"))
+        }
     }
 }
 
@@ -316,7 +337,9 @@ fn spool(view: &ClusterView) -> Finding {
     match wal.spool_level {
         SpoolLevel::Normal => Finding::new(name, Fine, format!("{waiting}{free}")),
         SpoolLevel::High => Finding::new(name, Warn, format!("nearly full: {waiting}{free}")).fix(fix),
-        SpoolLevel::Full => Finding::new(name, Failed, format!("full: {waiting}{free}; nothing more is received")).fix(fix),
+        SpoolLevel::Full => {
+            Finding::new(name, Failed, format!("full: {waiting}{free}; nothing more is received")).fix(fix)
+        }
     }
 }
 
@@ -328,7 +351,8 @@ fn repository(view: &ClusterView, probes: &Probes) -> Finding {
     match &probes.repository {
         Some(Err(error)) => of_error(name, Failed, error),
         Some(Ok(probe)) => {
-            let rights = if probe.may_delete { "write, read, list, delete" } else { "write, read, list (no right to delete)" };
+            let rights =
+                if probe.may_delete { "write, read, list, delete" } else { "write, read, list (no right to delete)" };
             let absent = match probe.put_if_absent {
                 PutIfAbsent::Atomic => "keeps two writers apart",
                 PutIfAbsent::Unreliable => "put-if-absent is not dependable here; names and reading back are relied on",
@@ -349,7 +373,8 @@ fn backups(view: &ClusterView, now: DateTime<Utc>) -> Finding {
     let list = super::status::backup_list(view);
     let usable = list.iter().filter(|backup| backup.status == BackupStatus::Ok).count();
     let Some(newest) = list.iter().rfind(|backup| backup.status == BackupStatus::Ok) else {
-        let running = view.backup.running.is_some() || list.iter().any(|backup| backup.status == BackupStatus::WaitingForWal);
+        let running =
+            view.backup.running.is_some() || list.iter().any(|backup| backup.status == BackupStatus::WaitingForWal);
         return if running {
             Finding::new(name, Warn, "the first backup is not usable yet").fix("wait for it: pgvault backup list")
         } else {
@@ -363,15 +388,21 @@ fn backups(view: &ClusterView, now: DateTime<Utc>) -> Finding {
     let interval = view.schedule.as_ref().and_then(|schedule| schedule::longest_interval(schedule, now));
     let described = format!("{usable} usable, the newest is {} h {} min old", age.num_hours(), age.num_minutes() % 60);
     match interval {
-        Some(interval) if age > interval * 2 => Finding::new(name, Failed, format!("{described}: two scheduled ones were missed")).fix(now_command),
-        Some(interval) if age > interval + interval / 2 => Finding::new(name, Warn, format!("{described}: one is overdue")).fix(now_command),
+        Some(interval) if age > interval * 2 => {
+            Finding::new(name, Failed, format!("{described}: two scheduled ones were missed")).fix(now_command)
+        }
+        Some(interval) if age > interval + interval / 2 => {
+            Finding::new(name, Warn, format!("{described}: one is overdue")).fix(now_command)
+        }
         _ => Finding::new(name, Fine, described),
     }
 }
 
 fn window(view: &ClusterView) -> Finding {
     let name = "window";
-    let Some(stored) = view.stored.as_deref() else { return Finding::new(name, Skipped, "the repository was not read yet") };
+    let Some(stored) = view.stored.as_deref() else {
+        return Finding::new(name, Skipped, "the repository was not read yet");
+    };
     let Some(range) = live_range(view) else {
         return Finding::new(name, Failed, "no moment can be recovered").fix("pgvault backup now --wait");
     };

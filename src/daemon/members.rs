@@ -47,8 +47,10 @@ impl Members {
                         member
                     }
                     Err(_) => Member {
-                        error: Some(Error::new(ErrorCode::PostgresFailed, format!("{host} does not answer"))
-                            .because(format!("no answer within {} s", PATIENCE.as_secs()))),
+                        error: Some(
+                            Error::new(ErrorCode::PostgresFailed, format!("{host} does not answer"))
+                                .because(format!("no answer within {} s", PATIENCE.as_secs())),
+                        ),
                         ..blank(host)
                     },
                 }

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{
-    Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder,
-};
+use prometheus::{Encoder, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
 
 use super::check::Finding;
 use super::schedule;
@@ -55,7 +53,11 @@ const GAUGES: &[(&str, &[&str], &str)] = &[
     ("pgvault_timeline_conflict", &[], "1 = another history claims to be this cluster"),
     ("pgvault_slot_active", &["slot", "host"], "1 while the slot is used"),
     ("pgvault_slot_retained_bytes", &["slot", "host"], "WAL that the host keeps for the slot"),
-    ("pgvault_slot_safe_wal_bytes", &["slot", "host"], "WAL that can be written before the slot is in danger; NaN = no limit"),
+    (
+        "pgvault_slot_safe_wal_bytes",
+        &["slot", "host"],
+        "WAL that can be written before the slot is in danger; NaN = no limit",
+    ),
     ("pgvault_slot_wal_limit_bytes", &["slot", "host"], "max_slot_wal_keep_size; -1 = no limit"),
     ("pgvault_slot_lost", &["slot", "host"], "1 = lost or missing"),
     ("pgvault_backups", &["status"], "base backups"),
@@ -116,7 +118,8 @@ impl Metrics {
         )?;
         let buckets = prometheus::exponential_buckets(0.001, 2.5, 12)?;
         let storage_durations = HistogramVec::new(
-            HistogramOpts::new("pgvault_storage_request_duration_seconds", "time that requests to the store took").buckets(buckets),
+            HistogramOpts::new("pgvault_storage_request_duration_seconds", "time that requests to the store took")
+                .buckets(buckets),
             &["operation"],
         )?;
         let config_reload = Gauge::new("pgvault_config_last_reload_successful", "1 if the last (re)load succeeded")?;
@@ -158,8 +161,14 @@ impl Metrics {
     }
 
     /// Everything as Prometheus text.
-    pub fn scrape(&self, views: &[ClusterView], findings: &BTreeMap<String, Vec<Finding>>, now: DateTime<Utc>) -> Result<String> {
-        let cannot = |why: String| Error::new(ErrorCode::Unclassified, "internal error: metrics cannot be written").because(why);
+    pub fn scrape(
+        &self,
+        views: &[ClusterView],
+        findings: &BTreeMap<String, Vec<Finding>>,
+        now: DateTime<Utc>,
+    ) -> Result<String> {
+        let cannot =
+            |why: String| Error::new(ErrorCode::Unclassified, "internal error: metrics cannot be written").because(why);
         // A panic while the lock was held left only numbers behind, which are set anew.
         let _alone = self.scraping.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // Clusters, slots and checks come and go: what is not set below must not stay.
@@ -231,9 +240,10 @@ impl Metrics {
         let commit = wal.last_archived_commit.map(|commit| seconds(commit.time));
         self.gauge("pgvault_wal_last_commit_timestamp_seconds", &[cluster], commit.unwrap_or(0.0));
         self.gauge("pgvault_timeline", &[cluster], wal.timeline.map_or(0.0, |timeline| f64::from(timeline.get())));
-        let conflict = wal.error.as_ref().is_some_and(|error| {
-            matches!(error.code(), ErrorCode::TimelineConflict | ErrorCode::ForeignCluster)
-        });
+        let conflict = wal
+            .error
+            .as_ref()
+            .is_some_and(|error| matches!(error.code(), ErrorCode::TimelineConflict | ErrorCode::ForeignCluster));
         self.gauge("pgvault_timeline_conflict", &[cluster], flag(conflict));
         let counters = &wal.counters;
         self.counter("pgvault_wal_received_bytes_total", &[cluster], counters.received_bytes);
@@ -265,7 +275,11 @@ impl Metrics {
             self.gauge("pgvault_slot_retained_bytes", &labels, or_nan(retained));
             let safe = row.and_then(|row| row.safe_wal_size);
             self.gauge("pgvault_slot_safe_wal_bytes", &labels, safe.map_or(f64::NAN, |bytes| bytes as f64));
-            self.gauge("pgvault_slot_wal_limit_bytes", &labels, limit.map_or(f64::NAN, |limit| limit.map_or(-1.0, |bytes| bytes as f64)));
+            self.gauge(
+                "pgvault_slot_wal_limit_bytes",
+                &labels,
+                limit.map_or(f64::NAN, |limit| limit.map_or(-1.0, |bytes| bytes as f64)),
+            );
             self.gauge("pgvault_slot_lost", &labels, f64::from(u8::from(lost)));
         }
     }
@@ -288,12 +302,28 @@ impl Metrics {
         let running = activity.running.as_ref();
         self.gauge("pgvault_backup_running", &[cluster], f64::from(u8::from(running.is_some())));
         self.gauge("pgvault_backup_done_bytes", &[cluster], running.map_or(0.0, |running| running.done_bytes as f64));
-        self.gauge("pgvault_backup_expected_bytes", &[cluster], running.and_then(|running| running.total_bytes).map_or(0.0, |bytes| bytes as f64));
+        self.gauge(
+            "pgvault_backup_expected_bytes",
+            &[cluster],
+            running.and_then(|running| running.total_bytes).map_or(0.0, |bytes| bytes as f64),
+        );
         let newest = view.backups().last();
         let oldest = view.backups().first();
-        self.gauge("pgvault_backup_last_success_timestamp_seconds", &[cluster], newest.map_or(0.0, |backup| seconds(backup.stopped_at)));
-        self.gauge("pgvault_backup_oldest_timestamp_seconds", &[cluster], oldest.map_or(0.0, |backup| seconds(backup.stopped_at)));
-        self.gauge("pgvault_backup_next_timestamp_seconds", &[cluster], activity.next_due.map_or(0.0, |due| due.timestamp() as f64));
+        self.gauge(
+            "pgvault_backup_last_success_timestamp_seconds",
+            &[cluster],
+            newest.map_or(0.0, |backup| seconds(backup.stopped_at)),
+        );
+        self.gauge(
+            "pgvault_backup_oldest_timestamp_seconds",
+            &[cluster],
+            oldest.map_or(0.0, |backup| seconds(backup.stopped_at)),
+        );
+        self.gauge(
+            "pgvault_backup_next_timestamp_seconds",
+            &[cluster],
+            activity.next_due.map_or(0.0, |due| due.timestamp() as f64),
+        );
         let stored_duration = newest.map(|backup| seconds(backup.stopped_at) - seconds(backup.started_at));
         let duration = activity.last_duration.map(|duration| duration.as_secs_f64()).or(stored_duration);
         self.gauge("pgvault_backup_last_duration_seconds", &[cluster], duration.unwrap_or(0.0));
@@ -306,13 +336,18 @@ impl Metrics {
             self.gauge("pgvault_backup_last_size_bytes", &[cluster, form], bytes.map_or(0.0, |bytes| bytes as f64));
         }
         let interval = view.schedule.as_ref().and_then(|schedule| schedule::longest_interval(schedule, now));
-        self.gauge("pgvault_backup_schedule_interval_seconds", &[cluster], interval.map_or(0.0, |interval| interval.num_seconds() as f64));
+        self.gauge(
+            "pgvault_backup_schedule_interval_seconds",
+            &[cluster],
+            interval.map_or(0.0, |interval| interval.num_seconds() as f64),
+        );
     }
 
     fn set_stored(&self, view: &ClusterView) {
         let cluster = view.name.as_str();
         let live_end = view.wal.as_ref().and_then(|wal| wal.last_archived_commit).map(|commit| commit.time);
-        let range = live_range(view).map(|range| (seconds(range.from.time), seconds(range.to.time.max(live_end.unwrap_or(range.to.time)))));
+        let range = live_range(view)
+            .map(|range| (seconds(range.from.time), seconds(range.to.time.max(live_end.unwrap_or(range.to.time)))));
         self.gauge("pgvault_recovery_window_start_timestamp_seconds", &[cluster], range.map_or(0.0, |(from, _)| from));
         self.gauge("pgvault_recovery_window_end_timestamp_seconds", &[cluster], range.map_or(0.0, |(_, to)| to));
         self.gauge("pgvault_recovery_window_seconds", &[cluster], range.map_or(0.0, |(from, to)| to - from));

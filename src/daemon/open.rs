@@ -38,7 +38,10 @@ pub async fn repository(
     let explain = |error: RepositoryError| -> Error {
         let not_found = error.is_not_found();
         let inner = Error::from(error);
-        let outer = Error::new(if not_found { ErrorCode::RepositoryDenied } else { inner.code() }, format!("cannot open the repository {url}"));
+        let outer = Error::new(
+            if not_found { ErrorCode::RepositoryDenied } else { inner.code() },
+            format!("cannot open the repository {url}"),
+        );
         let outer = inner.causes().iter().fold(outer.because(inner.message()), |error, cause| error.because(cause));
         inner.help_lines().iter().fold(outer, |error, help| error.help(help.clone()))
     };
@@ -93,7 +96,9 @@ pub fn cluster_name(cluster: &ClusterConfig) -> Result<ClusterName> {
 
 /// The cluster's slot, checked.
 pub fn slot_name(cluster: &ClusterConfig) -> Result<Option<SlotName>> {
-    let parse = |name: &String| SlotName::new(name.clone()).map_err(|error| Error::new(ErrorCode::InvalidConfig, error.to_string()));
+    let parse = |name: &String| {
+        SlotName::new(name.clone()).map_err(|error| Error::new(ErrorCode::InvalidConfig, error.to_string()))
+    };
     cluster.slot.as_ref().map(parse).transpose()
 }
 

@@ -38,18 +38,20 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Asks every member for a replication connection: what pg_hba.conf, the role and free walsenders allow.
 pub async fn replication(options: &ConnectOptions) -> Vec<Result<()>> {
-    let tries = options.conninfo.hosts().iter().enumerate().map(|(index, host)| async move {
-        let options = ConnectOptions { host: Some(index), ..options.clone() };
-        let doing = format!("cannot open a replication connection to {host}");
-        let attempt = async {
-            let mut connection = ReplicationConnection::connect(&options).await?;
-            connection.identify_system().await.map(|_| ())
-        };
-        match timeout(PATIENCE, attempt).await {
-            Ok(result) => result.map_err(|error| error.explain(doing)),
-            Err(_) => Err(Error::new(ErrorCode::NoPrimary, doing).because(format!("no answer within {} s", PATIENCE.as_secs()))),
-        }
-    });
+    let tries =
+        options.conninfo.hosts().iter().enumerate().map(|(index, host)| async move {
+            let options = ConnectOptions { host: Some(index), ..options.clone() };
+            let doing = format!("cannot open a replication connection to {host}");
+            let attempt = async {
+                let mut connection = ReplicationConnection::connect(&options).await?;
+                connection.identify_system().await.map(|_| ())
+            };
+            match timeout(PATIENCE, attempt).await {
+                Ok(result) => result.map_err(|error| error.explain(doing)),
+                Err(_) => Err(Error::new(ErrorCode::NoPrimary, doing)
+                    .because(format!("no answer within {} s", PATIENCE.as_secs()))),
+            }
+        });
     futures_util::future::join_all(tries).await
 }
 
@@ -59,10 +61,13 @@ pub async fn repository(repository: &Repository, clock: &Arc<dyn Clock>) -> Resu
     let storage = objects.storage();
     let location = repository.location();
     let failed = |error: &StorageError| {
-        let code = if error.kind == StorageErrorKind::Corrupt { ErrorCode::Damaged } else { ErrorCode::RepositoryDenied };
+        let code =
+            if error.kind == StorageErrorKind::Corrupt { ErrorCode::Damaged } else { ErrorCode::RepositoryDenied };
         Error::new(code, format!("the repository {location} cannot be used")).because(error).help("pgvault repo check")
     };
-    let wrong = |what: &str| Error::new(ErrorCode::Damaged, format!("the repository {location} cannot be trusted")).because(what);
+    let wrong = |what: &str| {
+        Error::new(ErrorCode::Damaged, format!("the repository {location} cannot be trusted")).because(what)
+    };
     let start = clock.instant();
     // Directly under the root: a folder would look like a cluster. A name of its own: two checks may run at once.
     let id: u64 = rand::random();

@@ -28,7 +28,8 @@ impl Signals {
     /// Takes the signals over; from here on they no longer end the process by themselves.
     pub fn listen() -> Result<Self> {
         let listen = |kind| {
-            signal(kind).map_err(|error| Error::new(ErrorCode::Unclassified, "cannot listen for signals").because(error))
+            signal(kind)
+                .map_err(|error| Error::new(ErrorCode::Unclassified, "cannot listen for signals").because(error))
         };
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,

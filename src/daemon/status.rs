@@ -255,7 +255,8 @@ pub fn version_text(number: u32) -> String {
 
 fn primary(view: &ClusterView) -> Option<Primary> {
     let connected = view.wal.as_ref().and_then(|wal| wal.primary.clone());
-    let asked = || view.primary().filter(|member| member.error.is_none()).map(|member| (member.host.clone(), member.port));
+    let asked =
+        || view.primary().filter(|member| member.error.is_none()).map(|member| (member.host.clone(), member.port));
     connected.or_else(asked).map(|(host, port)| Primary { host, port })
 }
 
@@ -310,7 +311,9 @@ fn slots(view: &ClusterView) -> Vec<SlotSummary> {
 /// The range that a person means by "how far back, and until when": the one whose end moves on with the WAL.
 fn window(view: &ClusterView) -> WindowSummary {
     let Some(stored) = view.stored.as_deref() else { return WindowSummary::default() };
-    let Some(range) = live_range(view) else { return WindowSummary { gaps: stored.window.gaps.len(), ..WindowSummary::default() } };
+    let Some(range) = live_range(view) else {
+        return WindowSummary { gaps: stored.window.gaps.len(), ..WindowSummary::default() };
+    };
     let live_end = view.wal.as_ref().and_then(|wal| wal.last_archived_commit).map(|commit| commit.time);
     WindowSummary { from: Some(range.from.time), to: Some(range.to.time).max(live_end), gaps: stored.window.gaps.len() }
 }
@@ -403,10 +406,12 @@ pub fn backup_list(view: &ClusterView) -> Vec<BackupSummary> {
 /// The last moment of the ranges that a backup leads to.
 fn recoverable_to(view: &ClusterView, backup: &Backup) -> Option<PgTime> {
     let window = &view.stored.as_deref()?.window;
-    let reaches = |range: &&recovery::RecoverableRange| range.from.lsn <= backup.stop_lsn && backup.stop_lsn <= range.to.lsn;
+    let reaches =
+        |range: &&recovery::RecoverableRange| range.from.lsn <= backup.stop_lsn && backup.stop_lsn <= range.to.lsn;
     let range = window.ranges.iter().filter(reaches).max_by_key(|range| range.to.lsn)?;
     let live = live_range(view).is_some_and(|live| live.to == range.to);
-    let live_end = view.wal.as_ref().filter(|_| live).and_then(|wal| wal.last_archived_commit).map(|commit| commit.time);
+    let live_end =
+        view.wal.as_ref().filter(|_| live).and_then(|wal| wal.last_archived_commit).map(|commit| commit.time);
     Some(range.to.time).max(live_end)
 }
 
@@ -438,7 +443,13 @@ fn verdict(view: &ClusterView, now: DateTime<Utc>) -> (State, Vec<String>) {
     (state, critical)
 }
 
-fn wal_verdict(view: &ClusterView, wal: &WalStatus, now: DateTime<Utc>, critical: &mut Vec<String>, warning: &mut Vec<String>) {
+fn wal_verdict(
+    view: &ClusterView,
+    wal: &WalStatus,
+    now: DateTime<Utc>,
+    critical: &mut Vec<String>,
+    warning: &mut Vec<String>,
+) {
     let why = wal.error.as_ref().map_or_else(String::new, |error| format!(": {}", error.message()));
     if wal.state.needs_a_person() {
         critical.push(format!("WAL {}{why}", wal.state.as_str()));

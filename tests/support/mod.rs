@@ -5,6 +5,6 @@
 #![allow(missing_docs, reason = "fields that say all by their name")]
 
 pub mod pg;
-pub mod wal_truth;
 pub mod pgvault;
+pub mod wal_truth;
 pub mod waldump;
