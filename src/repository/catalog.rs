@@ -12,6 +12,9 @@ use crate::repository::manifest::Manifest;
 use crate::repository::marks::marked;
 use crate::repository::{BackupObjects, Inventory, LineageRepository, RepositoryError, RepositoryResult, TailChain};
 
+#[cfg(test)]
+mod tests;
+
 /// How many small objects are read at once.
 const PARALLEL: usize = 8;
 

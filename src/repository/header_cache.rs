@@ -14,6 +14,9 @@ use crate::repository::layout::LineageKeys;
 use crate::repository::{Repository, WalHeader};
 use crate::storage::ObjectKey;
 
+#[cfg(test)]
+mod tests;
+
 /// How many files' headers are held in memory: at 16-MiB segments a file has 256 of some 500 bytes.
 const FILES_IN_MEMORY: usize = 64;
 

@@ -59,9 +59,20 @@ pub(super) async fn all(cluster: &ClusterRepository) -> RepositoryResult<Vec<Lin
     let folders = cluster.repository().objects().storage().list_folders(&prefix).await?;
     let ids = folders.iter().filter_map(|folder| folder.rsplit('/').next()?.parse::<LineageId>().ok());
     let mut lineages: Vec<LineageRepository> =
-        stream::iter(ids).map(|id| open(cluster, id)).buffered(PARALLEL).try_collect().await?;
+        stream::iter(ids).map(|id| open_listed(cluster, id)).buffered(PARALLEL).try_collect().await?;
     lineages.sort_by_key(|lineage| (lineage.document().created_at, lineage.id().number));
     Ok(lineages)
+}
+
+/// A lineage of which something is listed: its document was written first, so its absence is damage.
+async fn open_listed(cluster: &ClusterRepository, id: LineageId) -> RepositoryResult<LineageRepository> {
+    open(cluster, id).await.map_err(|error| match error {
+        RepositoryError::NotFound(_) => {
+            let key = LineageKeys::new(cluster.name().clone(), id).key(&LineageObject::Document);
+            RepositoryError::damaged(&key, "it is not there, but other objects of the lineage are")
+        }
+        other => other,
+    })
 }
 
 /// One lineage by its name.

@@ -11,6 +11,9 @@ use crate::repository::wal_object::{Decoded, EncodeJob, Encoded, read_header, re
 use crate::repository::{LineageRepository, PutNew, RepositoryError, RepositoryResult, WalHeader};
 use crate::storage::{ObjectKey, Sha256};
 
+#[cfg(test)]
+mod tests;
+
 /// What is known of a segment besides its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentMeta {

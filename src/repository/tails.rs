@@ -11,6 +11,9 @@ use crate::repository::{
     LineageRepository, PlainSource, RepositoryError, RepositoryResult, SegmentMeta, Stored, WalHeader,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// How many pieces are read at once.
 const PARALLEL: usize = 8;
 

@@ -14,7 +14,8 @@ use crate::repository::{
     ClusterIdentity, ClusterName, LineageRepository, PlainSource, Repository, RepositoryId, RepositoryOptions,
     SegmentMeta,
 };
-use crate::storage::Storage;
+use crate::storage::memory::MemoryStorage;
+use crate::storage::{Body, Capabilities, ObjectInfo, ObjectKey, PutIfAbsent, PutOutcome, Sha256, Storage, StorageResult};
 
 pub(super) const SYSTEM: SystemIdentifier = SystemIdentifier::new(7_000_000_000_000_000_001);
 pub(super) const VERSION: u32 = 150_018;
@@ -71,7 +72,7 @@ impl WalWriter {
 
     fn page_header(&mut self, remaining: u32) {
         let position = self.position();
-        let long = position % SIZE == 0;
+        let long = position.is_multiple_of(SIZE);
         let flags = u16::from(remaining > 0) | u16::from(long) << 1;
         self.bytes.extend_from_slice(&0xD110u16.to_le_bytes());
         self.bytes.extend_from_slice(&flags.to_le_bytes());
@@ -87,7 +88,7 @@ impl WalWriter {
     }
 
     fn align(&mut self) {
-        while self.position() % 8 != 0 {
+        while !self.position().is_multiple_of(8) {
             self.bytes.push(0);
         }
     }
@@ -104,7 +105,7 @@ impl WalWriter {
         }
         body.extend_from_slice(data);
         self.align();
-        if self.position() % PAGE == 0 {
+        if self.position().is_multiple_of(PAGE) {
             self.page_header(0);
         }
         let lsn = self.position();
@@ -117,7 +118,7 @@ impl WalWriter {
         record.extend_from_slice(&crc.to_le_bytes());
         record.extend_from_slice(&body);
         for (index, &byte) in record.iter().enumerate() {
-            if self.position() % PAGE == 0 {
+            if self.position().is_multiple_of(PAGE) {
                 self.page_header((record.len() - index) as u32);
             }
             self.bytes.push(byte);
@@ -169,7 +170,7 @@ impl WalWriter {
             self.noop(10_000);
         }
         self.record(0, 0x40, 0, &[]);
-        while self.position() % SIZE != 0 {
+        while !self.position().is_multiple_of(SIZE) {
             self.bytes.push(0);
         }
     }
@@ -178,11 +179,6 @@ impl WalWriter {
     pub(super) fn slice(&self, from: Lsn, to: Lsn) -> Bytes {
         let at = |lsn: Lsn| lsn.bytes_since(self.start) as usize;
         Bytes::copy_from_slice(&self.bytes[at(from)..at(to)])
-    }
-
-    pub(super) fn whole_segments(&self) -> Vec<u64> {
-        let first = self.start.as_u64() / SIZE;
-        (first..first + self.bytes.len() as u64 / SIZE).collect()
     }
 
     /// Stores it as the archiver does: whole segments, and what is left as tails of `piece` bytes.
@@ -265,4 +261,78 @@ pub(super) async fn lineage(storage: Arc<dyn Storage>) -> LineageRepository {
 pub(super) async fn lineage_with_cache(storage: Arc<dyn Storage>, cache: Option<&Path>) -> LineageRepository {
     let cluster = repository(storage, cache).await.cluster(&ClusterName::new("main").unwrap());
     cluster.lineage_for(&identity(root()), false, PgTime::from_micros(1)).await.unwrap()
+}
+
+/// Replaces the bytes of a stored object behind the repository's back.
+pub(super) async fn replace(storage: &dyn Storage, key: &ObjectKey, bytes: Vec<u8>) {
+    storage.delete(std::slice::from_ref(key)).await.unwrap();
+    let digest = crate::codec::digest::sha256(&bytes);
+    storage.put_new(key, Body::Bytes(Bytes::from(bytes)), digest).await.unwrap();
+}
+
+/// A store that takes every put, as some do in spite of `If-None-Match`, and says so.
+#[derive(Debug, Default)]
+pub(super) struct Overwriting {
+    inner: MemoryStorage,
+    /// Puts this under the key of the next put, right after it: another writer.
+    pub(super) intruder: std::sync::Mutex<Option<Bytes>>,
+}
+
+#[async_trait::async_trait]
+impl Storage for Overwriting {
+    async fn put_new(
+        &self,
+        key: &ObjectKey,
+        body: Body,
+        sha256: Sha256,
+    ) -> StorageResult<PutOutcome> {
+        self.inner.delete(std::slice::from_ref(key)).await?;
+        let outcome = self.inner.put_new(key, body, sha256).await;
+        let intruder = self.intruder.lock().unwrap().take();
+        if let Some(bytes) = intruder {
+            replace(&self.inner, key, bytes.to_vec()).await;
+        }
+        outcome
+    }
+
+    async fn get(&self, key: &ObjectKey) -> StorageResult<Bytes> {
+        self.inner.get(key).await
+    }
+
+    async fn get_range(
+        &self,
+        key: &ObjectKey,
+        range: std::ops::Range<u64>,
+    ) -> StorageResult<Bytes> {
+        self.inner.get_range(key, range).await
+    }
+
+    async fn head(&self, key: &ObjectKey) -> StorageResult<Option<u64>> {
+        self.inner.head(key).await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: Option<usize>,
+    ) -> StorageResult<Vec<ObjectInfo>> {
+        self.inner.list(prefix, after, limit).await
+    }
+
+    async fn list_folders(&self, prefix: &str) -> StorageResult<Vec<String>> {
+        self.inner.list_folders(prefix).await
+    }
+
+    async fn delete(&self, keys: &[ObjectKey]) -> StorageResult<()> {
+        self.inner.delete(keys).await
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { put_if_absent: PutIfAbsent::Unreliable }
+    }
+
+    fn location(&self) -> String {
+        "memory://overwriting".to_owned()
+    }
 }

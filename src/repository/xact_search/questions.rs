@@ -40,28 +40,18 @@ impl WalSearch<'_> {
 
     /// Where the whole records of the unbroken WAL from `from` to `to` end.
     pub async fn end(&self, from: Lsn, to: Lsn) -> RepositoryResult<WalEnd> {
-        let lowest = self.containing(from);
-        let mut number = self.containing_end(to);
-        while to > from {
-            let Scanned { state, valid_end } = self
-                .scan(
-                    number,
-                    to,
-                    true,
-                    || None,
-                    |last: &mut Option<Lsn>, event| {
-                        if matches!(event, WalEvent::Record(_)) {
-                            *last = Some(event.lsn()).filter(|&lsn| lsn >= from).or(*last);
-                        }
-                    },
-                )
-                .await?;
+        if from >= to {
+            return Ok(WalEnd { last_record: None, end: from });
+        }
+        let fold = |last: &mut Option<Lsn>, event: WalEvent| {
+            if matches!(event, WalEvent::Record(_)) && event.lsn() >= from {
+                *last = Some(event.lsn());
+            }
+        };
+        for number in (self.containing(from).get()..=self.containing_end(to).get()).rev().map(SegmentNumber::new) {
+            let Scanned { state, valid_end } = self.scan(number, to, true, || None, fold).await?;
             if state.is_some() {
                 return Ok(WalEnd { last_record: state, end: valid_end });
-            }
-            match number.previous() {
-                Some(previous) if number > lowest => number = previous,
-                _ => break,
             }
         }
         Ok(WalEnd { last_record: None, end: from })

@@ -1,0 +1,154 @@
+use std::sync::Arc;
+
+use wal::{Lsn, XactIndex};
+
+use super::TailChain;
+use crate::repository::layout::{LineageObject, TailName};
+use crate::repository::test_wal::{SIZE, WalWriter, lineage, meta, name, replace, segment};
+use crate::repository::{LineageRepository, PlainSource, RepositoryError};
+use crate::storage::Storage;
+use crate::storage::faulty::{Fault, Faulty, Operation, Rule};
+use crate::storage::memory::MemoryStorage;
+
+fn start() -> Lsn {
+    Lsn::new(5 * SIZE)
+}
+
+fn at(offset: u64) -> Lsn {
+    start().saturating_add(offset)
+}
+
+fn wal() -> WalWriter {
+    let mut wal = WalWriter::new(1, 5);
+    wal.commit(10, 100);
+    wal.noop(50_000);
+    wal
+}
+
+async fn put(lineage: &LineageRepository, wal: &WalWriter, from: u64, to: u64) -> Result<(), RepositoryError> {
+    let plain = wal.slice(at(from), at(to));
+    lineage.put_tail(&meta(1, 5), at(from), plain, &XactIndex::start(None)).await.map(|_| ())
+}
+
+#[test]
+fn the_chain_is_what_reaches_furthest_from_the_start_without_a_hole() {
+    let piece = |from: u64, to: u64| TailName { segment: name(1, 5), from: at(from), to: at(to) };
+    let chain = |pieces: &[TailName]| TailChain::of(name(1, 5), start(), pieces.to_vec()).map(|chain| chain.end);
+    assert_eq!(chain(&[]), None);
+    assert_eq!(chain(&[piece(1, 10)]), None);
+    assert_eq!(chain(&[piece(10, 20), piece(0, 10)]), Some(at(20)));
+    assert_eq!(chain(&[piece(0, 10), piece(11, 20)]), Some(at(10)));
+    // Two writers that cut differently.
+    assert_eq!(chain(&[piece(0, 10), piece(0, 12), piece(10, 25), piece(12, 20), piece(20, 30)]), Some(at(30)));
+    assert_eq!(chain(&[piece(0, 12), piece(10, 25)]), Some(at(25)));
+}
+
+#[tokio::test]
+async fn a_tail_comes_back_padded_with_zeros() {
+    let lineage = lineage(Arc::new(MemoryStorage::new())).await;
+    let wal = wal();
+    assert_eq!(lineage.fetch_tail(name(1, 5)).await.unwrap(), None);
+    for (from, to) in [(0, 10), (10, 9000), (9000, 9001), (9001, 30_000)] {
+        put(&lineage, &wal, from, to).await.unwrap();
+    }
+    let tail = lineage.fetch_tail(name(1, 5)).await.unwrap().unwrap();
+    assert_eq!((tail.end, tail.bytes.len() as u64), (at(30_000), SIZE));
+    assert!(tail.bytes[..30_000] == wal.bytes[..30_000]);
+    assert!(tail.bytes[30_000..].iter().all(|&byte| byte == 0));
+}
+
+#[tokio::test]
+async fn pieces_of_two_writers_may_overlap_when_they_agree() {
+    let lineage = lineage(Arc::new(MemoryStorage::new())).await;
+    let wal = wal();
+    for (from, to) in [(0, 10_000), (0, 12_000), (5_000, 6_000), (10_000, 25_000), (12_000, 20_000)] {
+        put(&lineage, &wal, from, to).await.unwrap();
+    }
+    let tail = lineage.fetch_tail(name(1, 5)).await.unwrap().unwrap();
+    assert_eq!(tail.end, at(25_000));
+    assert!(tail.bytes[..25_000] == wal.bytes[..25_000]);
+}
+
+#[tokio::test]
+async fn pieces_that_disagree_are_refused() {
+    let lineage = lineage(Arc::new(MemoryStorage::new())).await;
+    let (one, mut other) = (wal(), wal());
+    put(&lineage, &one, 0, 10_000).await.unwrap();
+    put(&lineage, &one, 10_000, 20_000).await.unwrap();
+    other.bytes[19_000] ^= 1;
+    put(&lineage, &other, 10_000, 30_000).await.unwrap();
+    let error = lineage.fetch_tail(name(1, 5)).await.unwrap_err();
+    assert!(matches!(error, RepositoryError::Damaged { .. }), "{error}");
+    // Under the very same name they never get in.
+    let error = put(&lineage, &other, 10_000, 20_000).await.unwrap_err();
+    assert!(matches!(error, RepositoryError::Conflict { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_piece_must_lie_in_its_segment_and_be_its_wal() {
+    let lineage = lineage(Arc::new(MemoryStorage::new())).await;
+    let wal = wal();
+    let index = XactIndex::start(None);
+    let plain = wal.slice(at(0), at(100));
+    for (number, from) in [(6, at(0)), (4, at(0)), (5, Lsn::new(6 * SIZE - 50))] {
+        let error = lineage.put_tail(&meta(1, number), from, plain.clone(), &index).await.unwrap_err();
+        assert!(matches!(error, RepositoryError::Mismatch { .. }), "{error}");
+    }
+    let error = lineage.put_tail(&meta(1, 5), at(0), bytes::Bytes::new(), &index).await.unwrap_err();
+    assert!(matches!(error, RepositoryError::Mismatch { .. }), "{error}");
+    let other = segment(1, 6, 10, 100).slice(..100);
+    let error = lineage.put_tail(&meta(1, 5), at(0), other, &index).await.unwrap_err();
+    assert!(matches!(error, RepositoryError::Mismatch { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_damaged_or_misplaced_piece_is_named() {
+    let storage = Arc::new(MemoryStorage::new());
+    let lineage = lineage(Arc::<MemoryStorage>::clone(&storage)).await;
+    let wal = wal();
+    for (from, to) in [(0, 10_000), (10_000, 20_000), (20_000, 30_000)] {
+        put(&lineage, &wal, from, to).await.unwrap();
+    }
+    let key_of = |from: u64, to: u64| {
+        lineage.keys().key(&LineageObject::Tail(TailName { segment: name(1, 5), from: at(from), to: at(to) }))
+    };
+    let (key, next) = (key_of(10_000, 20_000), key_of(20_000, 30_000));
+    let good = storage.get(&key).await.unwrap().to_vec();
+    let mut flipped = good.clone();
+    let last = flipped.len() - 1;
+    flipped[last] ^= 1;
+    let other = storage.get(&next).await.unwrap().to_vec();
+    for bytes in [flipped, good[..good.len() - 5].to_vec(), other] {
+        replace(storage.as_ref(), &key, bytes).await;
+        let error = lineage.fetch_tail(name(1, 5)).await.unwrap_err();
+        assert!(matches!(&error, RepositoryError::Damaged { key: named, .. } if *named == key), "{error}");
+    }
+    // Deleted: the chain ends before it, and that is what there is.
+    storage.delete(&[key]).await.unwrap();
+    assert_eq!(lineage.fetch_tail(name(1, 5)).await.unwrap().map(|tail| tail.end), Some(at(10_000)));
+}
+
+#[tokio::test]
+async fn a_piece_that_is_listed_and_gone_is_an_error_and_not_absence() {
+    let faulty = Arc::new(Faulty::new(Arc::new(MemoryStorage::new())));
+    let lineage = lineage(Arc::<Faulty>::clone(&faulty)).await;
+    put(&lineage, &wal(), 0, 10_000).await.unwrap();
+    let gone = Rule::new(Fault::Fail(crate::storage::StorageErrorKind::NotFound)).on(Operation::GetRange);
+    faulty.add(gone.clone().calls(1..=1));
+    assert!(lineage.fetch_tail(name(1, 5)).await.unwrap().is_some());
+    faulty.add(gone);
+    let error = lineage.fetch_tail(name(1, 5)).await.unwrap_err();
+    assert!(!error.is_not_found(), "{error}");
+}
+
+#[tokio::test]
+async fn a_complete_segment_makes_its_tails_meaningless() {
+    let lineage = lineage(Arc::new(MemoryStorage::new())).await;
+    let plain = segment(1, 5, 10, 100);
+    lineage.put_tail(&meta(1, 5), at(0), plain.slice(..1000), &XactIndex::start(None)).await.unwrap();
+    assert_eq!(lineage.catalog().await.unwrap().tails.len(), 1);
+    lineage.put_segment(&meta(1, 5), &XactIndex::start(None), PlainSource::Bytes(plain)).await.unwrap();
+    let catalog = lineage.catalog().await.unwrap();
+    assert_eq!(catalog.tails, []);
+    assert_eq!(catalog.coverage.contiguous_end(name(1, 5).timeline(), start()), Some(Lsn::new(6 * SIZE)));
+}
