@@ -15,7 +15,9 @@ use crate::repository::{
     SegmentMeta,
 };
 use crate::storage::memory::MemoryStorage;
-use crate::storage::{Body, Capabilities, ObjectInfo, ObjectKey, PutIfAbsent, PutOutcome, Sha256, Storage, StorageResult};
+use crate::storage::{
+    Body, Capabilities, ObjectInfo, ObjectKey, PutIfAbsent, PutOutcome, Sha256, Storage, StorageResult,
+};
 
 pub(super) const SYSTEM: SystemIdentifier = SystemIdentifier::new(7_000_000_000_000_000_001);
 pub(super) const VERSION: u32 = 150_018;
@@ -280,12 +282,7 @@ pub(super) struct Overwriting {
 
 #[async_trait::async_trait]
 impl Storage for Overwriting {
-    async fn put_new(
-        &self,
-        key: &ObjectKey,
-        body: Body,
-        sha256: Sha256,
-    ) -> StorageResult<PutOutcome> {
+    async fn put_new(&self, key: &ObjectKey, body: Body, sha256: Sha256) -> StorageResult<PutOutcome> {
         self.inner.delete(std::slice::from_ref(key)).await?;
         let outcome = self.inner.put_new(key, body, sha256).await;
         let intruder = self.intruder.lock().unwrap().take();
@@ -299,11 +296,7 @@ impl Storage for Overwriting {
         self.inner.get(key).await
     }
 
-    async fn get_range(
-        &self,
-        key: &ObjectKey,
-        range: std::ops::Range<u64>,
-    ) -> StorageResult<Bytes> {
+    async fn get_range(&self, key: &ObjectKey, range: std::ops::Range<u64>) -> StorageResult<Bytes> {
         self.inner.get_range(key, range).await
     }
 
@@ -311,12 +304,7 @@ impl Storage for Overwriting {
         self.inner.head(key).await
     }
 
-    async fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: Option<usize>,
-    ) -> StorageResult<Vec<ObjectInfo>> {
+    async fn list(&self, prefix: &str, after: Option<&str>, limit: Option<usize>) -> StorageResult<Vec<ObjectInfo>> {
         self.inner.list(prefix, after, limit).await
     }
 

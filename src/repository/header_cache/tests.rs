@@ -27,8 +27,7 @@ async fn ask(lineage: &LineageRepository, wal: &WalWriter) -> Answer {
     let question = Question::LastXact { branch: timeline(1), from: wal.start, to: wal.end() };
     let last = answer(lineage, &catalog, &question).await.unwrap();
     let than = Some(PgTime::from_micros(102));
-    let question =
-        Question::FirstLater { branch: timeline(1), from: wal.start, to: wal.end(), than, or_equal: false };
+    let question = Question::FirstLater { branch: timeline(1), from: wal.start, to: wal.end(), than, or_equal: false };
     assert_eq!(answer(lineage, &catalog, &question).await.unwrap(), Answer::Xact(Some(wal.xacts[3].xact)));
     last
 }
