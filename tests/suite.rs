@@ -5,5 +5,6 @@
 mod support;
 
 mod layering;
+mod primary_connects;
 mod suite_is_complete;
 mod wal_reader;

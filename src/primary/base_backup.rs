@@ -2,7 +2,10 @@
 
 use wal::{Lsn, TimelineId};
 
-use super::error::{PgError, ServerError};
+mod command;
+mod run;
+
+pub use run::BaseBackupStream;
 
 /// How the checkpoint that starts a backup is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -124,18 +127,3 @@ pub enum BackupEvent<'a> {
     },
 }
 
-/// A running base backup. Dropping it ends the connection, and with it the backup on the server.
-#[derive(Debug)]
-pub struct BaseBackupStream {}
-
-impl BaseBackupStream {
-    /// The next event. Cancel-safe. After [`BackupEvent::Finished`] or an error there is no further event.
-    pub async fn next(&mut self) -> Result<BackupEvent<'_>, PgError> {
-        todo!()
-    }
-
-    /// Warnings of the server so far (at most 100 are kept): pages with a wrong checksum, for one.
-    pub fn notices(&self) -> &[ServerError] {
-        todo!()
-    }
-}

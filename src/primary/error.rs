@@ -80,12 +80,14 @@ pub enum PgError {
         failures: Vec<HostFailure>,
     },
     /// This host was reached, and is not what `target_session_attrs` asks for.
-    #[error("{host} is a {}", if *.in_recovery { "standby" } else { "primary" })]
+    #[error("{host} is a {}{}", if *.in_recovery { "standby" } else { "primary" }, if *.read_only && !*.in_recovery { " that is read-only" } else { "" })]
     WrongRole {
         /// The host.
         host: String,
         /// Whether it is in recovery.
         in_recovery: bool,
+        /// Whether its sessions are read-only.
+        read_only: bool,
     },
 }
 

@@ -19,6 +19,7 @@ mod slot;
 pub mod sql;
 mod stream;
 mod tls;
+mod transport;
 mod version;
 mod wire;
 
