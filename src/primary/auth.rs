@@ -50,7 +50,9 @@ impl Login<'_> {
     fn allow(&self, method: AuthMethod) -> Result<(), PgError> {
         if !self.conninfo.require_auth.allows(method) {
             let reason = match method {
-                AuthMethod::None => "the server asks for no authentication, which require_auth does not allow".to_owned(),
+                AuthMethod::None => {
+                    "the server asks for no authentication, which require_auth does not allow".to_owned()
+                }
                 AuthMethod::Md5 | AuthMethod::Password => format!(
                     "the server asks for {method} authentication, which shows the password to whoever pretends to be the server; \
                      use scram-sha-256, or allow it with require_auth={method}"
@@ -76,12 +78,14 @@ pub(super) async fn authenticate(wire: &mut Wire, login: &Login<'_>) -> Result<(
             3 => {
                 login.allow(AuthMethod::Password)?;
                 let password = login.password()?;
-                wire.send(login.limit, |out| frontend::password_message(password.expose_secret().as_bytes(), out)).await?;
+                wire.send(login.limit, |out| frontend::password_message(password.expose_secret().as_bytes(), out))
+                    .await?;
                 proven.method = AuthMethod::Password;
             }
             5 => {
                 login.allow(AuthMethod::Md5)?;
-                let salt = data.first_chunk().ok_or_else(|| PgError::Protocol("an MD5 salt that is too short".to_owned()))?;
+                let salt =
+                    data.first_chunk().ok_or_else(|| PgError::Protocol("an MD5 salt that is too short".to_owned()))?;
                 let password = login.password()?;
                 let hash = md5_hash(login.conninfo.user().as_bytes(), password.expose_secret().as_bytes(), *salt);
                 wire.send(login.limit, |out| frontend::password_message(hash.as_bytes(), out)).await?;
@@ -91,8 +95,14 @@ pub(super) async fn authenticate(wire: &mut Wire, login: &Login<'_>) -> Result<(
                 login.allow(AuthMethod::ScramSha256)?;
                 proven = scram(wire, login, &data).await?;
             }
-            7 | 9 => return Err(login.error("the server asks for Kerberos or SSPI, which pgvault does not have; use scram-sha-256")),
-            other => return Err(login.error(format!("the server asks for authentication of an unknown kind ({other})"))),
+            7 | 9 => {
+                return Err(
+                    login.error("the server asks for Kerberos or SSPI, which pgvault does not have; use scram-sha-256")
+                );
+            }
+            other => {
+                return Err(login.error(format!("the server asks for authentication of an unknown kind ({other})")));
+            }
         }
     }
     if proven.method == AuthMethod::None {
@@ -111,7 +121,8 @@ async fn next_request(wire: &mut Wire, login: &Login<'_>) -> Result<(i32, Vec<u8
         let bytes = wire.reader.body(&frame);
         match frame.tag {
             b'R' => {
-                let (code, data) = body::take_i32(bytes).ok_or_else(|| PgError::Protocol("a torn request".to_owned()))?;
+                let (code, data) =
+                    body::take_i32(bytes).ok_or_else(|| PgError::Protocol("a torn request".to_owned()))?;
                 return Ok((code, data.to_vec()));
             }
             b'E' => return Err(PgError::Server(Box::new(body::error_fields(bytes)))),
@@ -148,11 +159,17 @@ async fn expect_sasl(wire: &mut Wire, login: &Login<'_>, expected: i32) -> Resul
 }
 
 /// The mechanism by what the server offers, our end of the connection and `channel_binding`.
-fn choose_mechanism(login: &Login<'_>, mechanisms: &[u8]) -> Result<(&'static str, sasl::ChannelBinding, bool), PgError> {
+fn choose_mechanism(
+    login: &Login<'_>,
+    mechanisms: &[u8],
+) -> Result<(&'static str, sasl::ChannelBinding, bool), PgError> {
     let offered = |name: &str| mechanisms.split(|&byte| byte == 0).any(|offer| offer == name.as_bytes());
     let (plain, plus) = (offered(sasl::SCRAM_SHA_256), offered(sasl::SCRAM_SHA_256_PLUS));
     let wanted = login.conninfo.channel_binding;
-    if plus && wanted != ChannelBinding::Disable && let Some(endpoint) = &login.endpoint {
+    if plus
+        && wanted != ChannelBinding::Disable
+        && let Some(endpoint) = &login.endpoint
+    {
         let binding = sasl::ChannelBinding::tls_server_end_point(endpoint.clone());
         return Ok((sasl::SCRAM_SHA_256_PLUS, binding, true));
     }

@@ -126,4 +126,3 @@ pub enum BackupEvent<'a> {
         timeline: TimelineId,
     },
 }
-

@@ -135,7 +135,12 @@ async fn connect_to_host(
         };
         match timeout(limit, connecting).await.unwrap_or_else(|_| Err(late())) {
             // Another address of the same name may be the same server seen another way, never another opinion of us.
-            Err(error @ (PgError::Unreachable { .. } | PgError::Timeout { .. } | PgError::Io { .. } | PgError::WrongRole { .. })) => {
+            Err(
+                error @ (PgError::Unreachable { .. }
+                | PgError::Timeout { .. }
+                | PgError::Io { .. }
+                | PgError::WrongRole { .. }),
+            ) => {
                 failure = Some(error);
             }
             result => return result,

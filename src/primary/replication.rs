@@ -97,7 +97,8 @@ impl ReplicationConnection {
     /// `wal_segment_size`.
     pub async fn wal_segment_size(&mut self) -> Result<SegmentSize, PgError> {
         let text = self.show("wal_segment_size").await?;
-        SegmentSize::from_setting(&text).map_err(|error| PgError::Protocol(format!("wal_segment_size is \"{text}\": {error}")))
+        SegmentSize::from_setting(&text)
+            .map_err(|error| PgError::Protocol(format!("wal_segment_size is \"{text}\": {error}")))
     }
 
     /// Creates a permanent physical slot that reserves WAL at once. An error with [`PgError::is_duplicate_slot`] when it
@@ -114,10 +115,9 @@ impl ReplicationConnection {
         let row = self.single_row(&format!("READ_REPLICATION_SLOT \"{name}\"")).await?;
         match optional::<String>(&row, 0)? {
             None => Ok(None),
-            Some(kind) if kind == "physical" => Ok(Some(SlotPosition {
-                restart_lsn: optional(&row, 1)?,
-                restart_timeline: optional(&row, 2)?,
-            })),
+            Some(kind) if kind == "physical" => {
+                Ok(Some(SlotPosition { restart_lsn: optional(&row, 1)?, restart_timeline: optional(&row, 2)? }))
+            }
             Some(kind) => Err(PgError::Protocol(format!("the slot {name} is {kind}, not physical"))),
         }
     }
@@ -132,7 +132,9 @@ impl ReplicationConnection {
         let mut row = self.single_row(&format!("TIMELINE_HISTORY {timeline}")).await?;
         let name: String = field(&row, 0, "the history file's name")?;
         if name != timeline.history_file_name() {
-            return Err(PgError::Protocol(format!("the history of timeline {timeline} comes under the name \"{name}\"")));
+            return Err(PgError::Protocol(format!(
+                "the history of timeline {timeline} comes under the name \"{name}\""
+            )));
         }
         match row.get_mut(1).and_then(Option::take) {
             Some(content) => Ok((name, content.into())),

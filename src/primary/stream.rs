@@ -217,7 +217,9 @@ impl WalStreamReader {
 
 fn event(payload: &[u8]) -> Result<StreamEvent<'_>, PgError> {
     match message::decode(payload) {
-        Ok(StreamMessage::Wal { start, server_end, time, data }) => Ok(StreamEvent::Wal { start, server_end, time, data }),
+        Ok(StreamMessage::Wal { start, server_end, time, data }) => {
+            Ok(StreamEvent::Wal { start, server_end, time, data })
+        }
         Ok(StreamMessage::Keepalive { server_end, time, reply_requested }) => {
             Ok(StreamEvent::Keepalive { server_end, time, reply_requested })
         }

@@ -171,7 +171,9 @@ fn explain(error: &std::io::Error) -> String {
     let text = error.to_string();
     let meaning = match text.as_str() {
         text if text.contains("UnknownIssuer") => "it is not signed by a certificate in sslrootcert",
-        text if text.contains("UnsupportedCertVersion") => "it must be X.509 version 3: add an extension when you sign it",
+        text if text.contains("UnsupportedCertVersion") => {
+            "it must be X.509 version 3: add an extension when you sign it"
+        }
         text if text.contains("Expired") => "it has expired",
         _ => return text,
     };

@@ -95,7 +95,9 @@ impl Wire {
     /// ready for the next command.
     pub(super) async fn query(&mut self, command: &str, limit: Duration) -> Result<Vec<Row>, PgError> {
         if self.busy {
-            return Err(PgError::Protocol("the connection still owes the answer to a command that was abandoned".to_owned()));
+            return Err(PgError::Protocol(
+                "the connection still owes the answer to a command that was abandoned".to_owned(),
+            ));
         }
         self.busy = true;
         let result = self.query_and_read(command, limit).await;

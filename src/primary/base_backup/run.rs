@@ -32,7 +32,9 @@ enum Phase {
     Archive,
     Manifest,
     /// 15 and later: one copy, each message with a kind.
-    Tagged { in_manifest: bool },
+    Tagged {
+        in_manifest: bool,
+    },
     /// Last result: where the backup stops.
     Stop,
     /// Nothing more.
@@ -229,14 +231,18 @@ impl BaseBackupStream {
     fn take_tagged(&mut self, content: Tagged) -> Result<Step, PgError> {
         Ok(match content {
             Tagged::Archive(tablespace) if !self.archives.contains(&tablespace) => {
-                return Err(PgError::Protocol(format!("an archive of a tablespace that was not announced ({tablespace:?})")));
+                return Err(PgError::Protocol(format!(
+                    "an archive of a tablespace that was not announced ({tablespace:?})"
+                )));
             }
             Tagged::Archive(tablespace) => {
                 self.begun += 1;
                 self.phase = Phase::Tagged { in_manifest: false };
                 Step::Archive(tablespace)
             }
-            Tagged::Data if self.begun == 0 => return Err(PgError::Protocol("data before the first archive".to_owned())),
+            Tagged::Data if self.begun == 0 => {
+                return Err(PgError::Protocol("data before the first archive".to_owned()));
+            }
             Tagged::Data => Step::Data(1),
             Tagged::Nothing => Step::Continue,
             Tagged::ManifestData => Step::ManifestData(1),
@@ -320,7 +326,9 @@ mod tests {
 
     #[test]
     fn hostile_messages_are_errors() {
-        for bytes in [&b"n"[..], b"nbase.tar", b"n../../x.tar\0\0", b"n\xff.tar\0\0", b"n99999999999.tar\0\0", b"p123", b"x"] {
+        for bytes in
+            [&b"n"[..], b"nbase.tar", b"n../../x.tar\0\0", b"n\xff.tar\0\0", b"n99999999999.tar\0\0", b"p123", b"x"]
+        {
             assert!(tagged(bytes, false).is_err(), "{bytes:?}");
         }
     }

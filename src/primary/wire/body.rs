@@ -89,7 +89,10 @@ mod tests {
         let error = error_fields(b"SFEHLER\0VERROR\0C58P01\0Mgone\0Ddetail\0Hhint\0Fx.c\0\0");
         assert_eq!(error.severity, "ERROR");
         assert_eq!(error.sqlstate.as_str(), "58P01");
-        assert_eq!((error.message.as_str(), error.detail.as_deref(), error.hint.as_deref()), ("gone", Some("detail"), Some("hint")));
+        assert_eq!(
+            (error.message.as_str(), error.detail.as_deref(), error.hint.as_deref()),
+            ("gone", Some("detail"), Some("hint"))
+        );
         assert_eq!(error.to_string(), "gone (SQLSTATE 58P01): detail");
     }
 
@@ -103,7 +106,15 @@ mod tests {
     #[test]
     fn rows_are_read_with_nulls() {
         assert_eq!(data_row(b"\0\x02\0\0\0\x01a\xff\xff\xff\xff"), Some(vec![Some(b"a".to_vec()), None]));
-        for torn in [&b""[..], b"\0", b"\0\x01", b"\0\x01\0\0\0\x02a", b"\xff\xff", b"\0\x01\xff\xff\xff\xfe", b"\0\x01\x7f\xff\xff\xff"] {
+        for torn in [
+            &b""[..],
+            b"\0",
+            b"\0\x01",
+            b"\0\x01\0\0\0\x02a",
+            b"\xff\xff",
+            b"\0\x01\xff\xff\xff\xfe",
+            b"\0\x01\x7f\xff\xff\xff",
+        ] {
             assert_eq!(data_row(torn), None, "{torn:?}");
         }
     }

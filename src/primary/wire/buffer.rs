@@ -57,7 +57,8 @@ impl ReadBuffer {
 
     /// Kind and whole length of the message at the front, once its header is there.
     fn peek(&self) -> Result<Option<(u8, usize)>, BadLength> {
-        let Some(&[tag, a, b, c, d]) = self.bytes.get(self.start..self.end).and_then(|bytes| bytes.first_chunk()) else {
+        let Some(&[tag, a, b, c, d]) = self.bytes.get(self.start..self.end).and_then(|bytes| bytes.first_chunk())
+        else {
             return Ok(None);
         };
         // The length counts itself, not the kind.
