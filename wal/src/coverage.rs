@@ -113,7 +113,8 @@ pub struct PathLeg {
 /// the first byte of that segment, not at the switch point.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TimelinePath {
-    /// `(timeline, first byte of its leg)`, in increasing order of both.
+    /// `(timeline, first byte of its leg)`, in the order of the log. Two switches in one segment leave an empty leg: recovery
+    /// reads that segment under the newest name.
     legs: Vec<(TimelineId, Lsn)>,
 }
 
@@ -124,10 +125,6 @@ impl TimelinePath {
         let mut begin = Lsn::new(0);
         let timelines = history.reigns().map(|(parent, left)| (parent, Some(left)));
         for (timeline, switch_point) in timelines.chain([(history.timeline(), None)]) {
-            // Two switches in one segment: recovery reads it under the newest name, so the older leg is empty.
-            while legs.last().is_some_and(|&(_, start)| start >= begin) {
-                legs.pop();
-            }
             legs.push((timeline, begin));
             if let Some(switch_point) = switch_point {
                 begin = SegmentNumber::containing(switch_point, size).start(size);
