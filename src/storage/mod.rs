@@ -13,6 +13,7 @@ pub mod metered;
 mod open;
 mod options;
 pub mod retry;
+pub mod s3;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -24,7 +25,7 @@ use bytes::Bytes;
 pub use key::{InvalidKey, ObjectKey};
 pub use metered::{RequestResult, StorageMeter};
 pub use open::open;
-pub use options::{Access, StorageContext, StorageOptions};
+pub use options::{Probe, StorageContext, StorageOptions};
 pub use retry::RetryPolicy;
 
 /// SHA-256 of stored bytes.

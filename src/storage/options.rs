@@ -41,14 +41,13 @@ impl StorageOptions {
     }
 }
 
-/// What a store is opened for.
+/// When it is found out what a store does with a put of an existing key. It takes writing scratch objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Nothing is written, not even to find out what the store can do; rights to read are enough. A put finds it out
-    /// then.
-    Read,
-    /// What the store does with a put of an existing key is found out at once, by writing scratch objects.
-    ReadWrite,
+pub enum Probe {
+    /// When the store is opened: whoever cannot write learns it at once.
+    AtOpen,
+    /// With the first put: rights to read are enough to read, and the store need not be there yet when it is opened.
+    AtFirstPut,
 }
 
 /// What a store needs from the program around it.
@@ -62,19 +61,19 @@ pub struct StorageContext {
     pub retry: RetryPolicy,
     /// Start of the random numbers for waiting times and scratch names; must differ between programs that run together.
     pub seed: u64,
-    /// What the store is opened for.
-    pub access: Access,
+    /// When it is found out what the store can do.
+    pub probe: Probe,
 }
 
 impl Default for StorageContext {
-    /// The system's clock, no meter, the default policy, a random seed, for reading and writing.
+    /// The system's clock, no meter, the default policy, a random seed, the probe when the store is opened.
     fn default() -> Self {
         Self {
             clock: Arc::new(SystemClock),
             meter: Arc::new(NoMeter),
             retry: RetryPolicy::default(),
             seed: rand::random(),
-            access: Access::ReadWrite,
+            probe: Probe::AtOpen,
         }
     }
 }

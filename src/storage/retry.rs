@@ -63,7 +63,7 @@ impl Retry {
 
     /// Runs `request` until it succeeds, fails for good, or the policy says stop. `request` learns how many attempts
     /// failed before.
-    async fn repeat<T, F>(&self, mut request: impl FnMut(u32) -> F) -> StorageResult<T>
+    pub(super) async fn repeat<T, F>(&self, mut request: impl FnMut(u32) -> F) -> StorageResult<T>
     where
         F: Future<Output = StorageResult<T>>,
     {
