@@ -6,5 +6,6 @@ mod support;
 
 mod layering;
 mod primary_connects;
+mod storage_conformance;
 mod suite_is_complete;
 mod wal_reader;

@@ -9,8 +9,9 @@ use bytes::Bytes;
 
 use crate::codec::digest::sha256 as digest;
 
+use super::key::check_prefix;
 use super::{
-    Body, Capabilities, ObjectInfo, ObjectKey, PutIfAbsent, PutOutcome, Sha256, Storage, StorageError,
+    Body, Capabilities, InvalidKey, ObjectInfo, ObjectKey, PutIfAbsent, PutOutcome, Sha256, Storage, StorageError,
     StorageErrorKind, StorageResult,
 };
 
@@ -29,6 +30,13 @@ impl MemoryStorage {
     fn objects(&self) -> MutexGuard<'_, BTreeMap<String, Bytes>> {
         // Every change is one insert or remove, so a panic elsewhere leaves the map whole.
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_prefix(&self, operation: &'static str, prefix: &str) -> StorageResult<()> {
+        let error = |error: InvalidKey| {
+            StorageError::new(StorageErrorKind::Other, operation, self.place_of(prefix), error.to_string())
+        };
+        check_prefix(prefix).map_err(error)
     }
 
     fn find(&self, operation: &'static str, key: &ObjectKey) -> StorageResult<Bytes> {
@@ -76,6 +84,7 @@ impl Storage for MemoryStorage {
     }
 
     async fn list(&self, prefix: &str, after: Option<&str>, limit: Option<usize>) -> StorageResult<Vec<ObjectInfo>> {
+        self.check_prefix("list", prefix)?;
         let objects = self.objects();
         let found = objects
             .range(prefix.to_owned()..)
@@ -86,6 +95,7 @@ impl Storage for MemoryStorage {
     }
 
     async fn list_folders(&self, prefix: &str) -> StorageResult<Vec<String>> {
+        self.check_prefix("list_folders", prefix)?;
         let objects = self.objects();
         let folders: BTreeSet<&str> =
             objects.keys().filter_map(|key| Some(key.strip_prefix(prefix)?.split_once('/')?.0)).collect();

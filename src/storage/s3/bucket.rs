@@ -16,14 +16,12 @@ pub(super) struct Bucket {
     pub(super) client: Client,
     pub(super) place: Place,
     pub(super) storage_class: Option<StorageClass>,
-    credentials: NamedCredentials,
+    /// Whether it is AWS itself: no endpoint was given.
+    pub(super) is_aws: bool,
+    pub(super) credentials: NamedCredentials,
 }
 
 impl Bucket {
-    pub(super) fn new(client: Client, place: Place, credentials: NamedCredentials, class: Option<&str>) -> Self {
-        Self { client, place, storage_class: class.map(StorageClass::from), credentials }
-    }
-
     pub(super) fn location(&self) -> String {
         self.place.to_string()
     }

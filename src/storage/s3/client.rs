@@ -13,6 +13,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
     RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient, StalledStreamProtectionConfig,
 };
+use aws_sdk_s3::types::StorageClass;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_types::retry::RetryConfig;
@@ -70,11 +71,13 @@ pub(super) async fn connect(options: &StorageOptions, context: &StorageContext) 
     let mut config = aws_sdk_s3::config::Builder::from(&shared)
         .credentials_provider(credentials.clone())
         .force_path_style(options.path_style.unwrap_or(endpoint.is_some()));
+    let is_aws = endpoint.is_none();
     if let Some(endpoint) = endpoint {
         config = config.endpoint_url(endpoint);
     }
     let class = options.storage_class.as_deref().filter(|class| !class.is_empty());
-    Ok(Bucket::new(Client::from_conf(config.build()), place, credentials, class))
+    let storage_class = class.map(StorageClass::from);
+    Ok(Bucket { client: Client::from_conf(config.build()), place, storage_class, is_aws, credentials })
 }
 
 async fn shared_config(

@@ -115,6 +115,11 @@ async fn read(bucket: &Bucket, key: &ObjectKey) -> Result<Bytes, Failure> {
     bucket.get(key).await.map_err(|error| Failure::found(error.kind, error.message))
 }
 
+/// Whether a key or folder is of scratch objects, which no listing shows.
+pub(super) fn is_scratch(key: &str) -> bool {
+    key.strip_prefix(SCRATCH).is_some_and(|rest| rest.starts_with('/'))
+}
+
 /// A key that nobody else uses.
 fn scratch_key() -> ObjectKey {
     ObjectKey::new(format!("{SCRATCH}/{:032x}", rand::random::<u128>())).expect("hexadecimal digits are a key")
