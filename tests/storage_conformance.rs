@@ -30,9 +30,7 @@ impl Place {
         let dir = tempfile::tempdir().unwrap();
         let options = match kind {
             Kind::Memory => StorageOptions::new("memory://"),
-            Kind::Local => {
-                StorageOptions::new(format!("file://{}", dir.path().join("repository").display()))
-            }
+            Kind::Local => StorageOptions::new(format!("file://{}", dir.path().join("repository").display())),
             Kind::S3 => tokio::task::spawn_blocking(|| s3::server().fresh()).await.unwrap(),
         };
         Self { store: open(&options, StorageContext::default()).await.unwrap(), dir }

@@ -5,7 +5,7 @@
 #![allow(missing_docs, reason = "fields that say all by their name")]
 
 pub mod pg;
-pub mod s3;
 pub mod pgvault;
+pub mod s3;
 pub mod wal_truth;
 pub mod waldump;

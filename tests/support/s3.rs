@@ -72,8 +72,12 @@ impl S3Server {
             path
         });
         let keeper = spawn(&dir, port);
-        let server =
-            Self { endpoint: format!("http://127.0.0.1:{port}"), key_files, prefixes: AtomicU64::new(0), _keeper: keeper };
+        let server = Self {
+            endpoint: format!("http://127.0.0.1:{port}"),
+            key_files,
+            prefixes: AtomicU64::new(0),
+            _keeper: keeper,
+        };
         server.wait_until_ready(&dir, port);
         server.make_bucket();
         server

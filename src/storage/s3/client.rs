@@ -58,7 +58,8 @@ pub(super) fn timeouts(len: u64) -> TimeoutConfig {
 pub(super) async fn connect(options: &StorageOptions, context: &StorageContext) -> StorageResult<Bucket> {
     let wrong = |message: String| StorageError::new(StorageErrorKind::Other, "open", options.url.clone(), message);
     let place = Place::parse(&options.url).map_err(wrong)?;
-    let endpoint = options.endpoint.clone().or_else(|| variable("AWS_ENDPOINT_URL_S3")).or_else(|| variable("AWS_ENDPOINT_URL"));
+    let endpoint =
+        options.endpoint.clone().or_else(|| variable("AWS_ENDPOINT_URL_S3")).or_else(|| variable("AWS_ENDPOINT_URL"));
     if let Some(endpoint) = &endpoint {
         check_endpoint(endpoint, options.allow_http).map_err(wrong)?;
     }

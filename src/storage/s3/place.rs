@@ -27,7 +27,8 @@ impl Place {
         }
         // Characters that some stores or proxies rewrite would make two names for one place.
         let part_ok = |part: &str| {
-            !matches!(part, "" | "." | "..") && part.bytes().all(|b| b.is_ascii_graphic() && !b"\\%?#\"<>`".contains(&b))
+            !matches!(part, "" | "." | "..")
+                && part.bytes().all(|b| b.is_ascii_graphic() && !b"\\%?#\"<>`".contains(&b))
         };
         if prefix.len() > MAX_PREFIX || !prefix.split('/').all(part_ok) {
             return Err(format!("\"{prefix}\" cannot be the prefix of a repository"));

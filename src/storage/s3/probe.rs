@@ -30,7 +30,8 @@ pub(super) struct Abilities {
 }
 
 impl Abilities {
-    const ALL: [Self; 4] = [Self::sending(true, true), Self::sending(true, false), Self::sending(false, true), Self::NONE];
+    const ALL: [Self; 4] =
+        [Self::sending(true, true), Self::sending(true, false), Self::sending(false, true), Self::NONE];
     const NONE: Self = Self::sending(false, false);
 
     const fn sending(conditions: bool, sha256: bool) -> Self {
@@ -53,7 +54,10 @@ pub(super) async fn probe(bucket: &Bucket) -> StorageResult<Abilities> {
 
 async fn find(bucket: &Bucket, twice: &ObjectKey, raced: &ObjectKey) -> Result<Abilities, Failure> {
     let mut abilities = first_put(bucket, twice).await?;
-    if abilities.conditions && refuses_second_put(bucket, twice, abilities).await? && race(bucket, raced, abilities).await? {
+    if abilities.conditions
+        && refuses_second_put(bucket, twice, abilities).await?
+        && race(bucket, raced, abilities).await?
+    {
         abilities.put_if_absent = PutIfAbsent::Atomic;
     }
     Ok(abilities)

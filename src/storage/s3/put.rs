@@ -119,9 +119,7 @@ impl Bucket {
 }
 
 /// What the answer to a conditional request means.
-pub(super) fn put_outcome(
-    sent: Result<Option<String>, Failure>,
-) -> Result<(PutOutcome, Option<String>), Failure> {
+pub(super) fn put_outcome(sent: Result<Option<String>, Failure>) -> Result<(PutOutcome, Option<String>), Failure> {
     match sent {
         Ok(etag) => Ok((PutOutcome::Created, etag.filter(|etag| !etag.is_empty()))),
         Err(failure) if failure.status == Some(412) || failure.has_code(&["PreconditionFailed"]) => {

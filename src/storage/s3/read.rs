@@ -101,7 +101,8 @@ fn within(bytes: Bytes, range: &Range<u64>, given: Option<&str>) -> Result<Bytes
         let clamp = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
         return Ok(bytes.slice(clamp(range.start)..clamp(range.end)));
     };
-    let start = given.strip_prefix("bytes ").and_then(|rest| rest.split_once('-')).and_then(|(start, _)| start.parse().ok());
+    let start =
+        given.strip_prefix("bytes ").and_then(|rest| rest.split_once('-')).and_then(|(start, _)| start.parse().ok());
     if start == Some(range.start) && bytes.len() as u64 <= wanted {
         return Ok(bytes);
     }
