@@ -89,7 +89,9 @@ impl Destination {
 
 impl Drop for Destination {
     fn drop(&mut self) {
-        if !self.published && let Err(error) = fs::remove_file(&self.temporary) {
+        if !self.published
+            && let Err(error) = fs::remove_file(&self.temporary)
+        {
             tracing::debug!(path = %self.temporary.display(), %error, "temporary file not removed");
         }
     }

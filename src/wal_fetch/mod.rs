@@ -343,10 +343,7 @@ fn give_up(request: &FetchRequest, trouble: Trouble) -> FetchOutcome {
 ///
 /// The first eight bytes of `global/pg_control` are the system identifier (pg_control.h). Where it cannot be read, the
 /// newest lineage of all is taken.
-pub async fn lineage_of(
-    cluster: &ClusterRepository,
-    data_directory: &Path,
-) -> crate::error::Result<LineageRepository> {
+pub async fn lineage_of(cluster: &ClusterRepository, data_directory: &Path) -> crate::error::Result<LineageRepository> {
     let found = std::fs::read(data_directory.join("global/pg_control")).ok();
     let system = found.as_deref().and_then(<[u8]>::first_chunk::<8>).map(|bytes| u64::from_ne_bytes(*bytes));
     let mut lineages = cluster.lineages().await?;
@@ -358,10 +355,7 @@ pub async fn lineage_of(
         (Some(lineage), ..) => Ok(lineage),
         (None, Some(system), Some(newest)) => Err(Error::new(
             ErrorCode::ForeignCluster,
-            format!(
-                "the data directory has system identifier {system}, cluster \"{}\" holds {newest}",
-                cluster.name()
-            ),
+            format!("the data directory has system identifier {system}, cluster \"{}\" holds {newest}", cluster.name()),
         )),
         _ => Err(Error::new(ErrorCode::NotFound, format!("nothing is stored of cluster \"{}\"", cluster.name()))),
     }

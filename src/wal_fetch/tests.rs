@@ -119,7 +119,8 @@ impl Fixture {
     /// Exit code of a request for a segment; what was written must be exactly what the code says.
     async fn code(&self, request: &FetchRequest) -> u8 {
         let outcome = self.fetch(request).await;
-        let files: Vec<_> = fs::read_dir(self.dir.path().join("pg_wal")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let files: Vec<_> =
+            fs::read_dir(self.dir.path().join("pg_wal")).unwrap().map(|e| e.unwrap().file_name()).collect();
         let expected: &[&str] = if outcome.exit_code() == 0 { &["RECOVERYXLOG"] } else { &[] };
         assert_eq!(files, expected, "{outcome:?}");
         outcome.exit_code()
@@ -262,11 +263,7 @@ async fn a_standby_is_not_held_to_the_limits_of_the_recovery_that_wrote_them() {
     let fixture = Fixture::new().await;
     fixture.put(1, 1..=5).await;
     fixture.put_history(2, "1\t0/480000\tx\n").await;
-    let request = FetchRequest {
-        timeline: Some(tli(2)),
-        standby: true,
-        ..fixture.request("000000010000000000000005")
-    };
+    let request = FetchRequest { timeline: Some(tli(2)), standby: true, ..fixture.request("000000010000000000000005") };
     assert_eq!(fixture.code(&request).await, 0);
     fixture.take();
     fixture.faulty.add(Rule::new(Fault::Fail(StorageErrorKind::Transient)));
@@ -339,7 +336,11 @@ async fn newer_wal_of_this_machine_is_served_before_the_repository_has_it() {
     assert_eq!(fixture.take(), segment(1, 2));
     fixture.faulty.heal();
     let missing = fixture.request("000000010000000000000000");
-    assert_eq!(fixture.fetch_with(&missing, &whole).await.exit_code(), 255, "local WAL behind a missing segment: a hole");
+    assert_eq!(
+        fixture.fetch_with(&missing, &whole).await.exit_code(),
+        255,
+        "local WAL behind a missing segment: a hole"
+    );
 }
 
 #[tokio::test]
