@@ -92,13 +92,9 @@ impl<'a> Branch<'a> {
         if stored(newest) {
             return Some(source(newest, None));
         }
-        self.history
-            .entries()
-            .iter()
-            .rev()
-            .filter(|entry| start < entry.switch_point && entry.switch_point <= number.end(size))
-            .find(|entry| stored(entry.parent))
-            .map(|entry| source(entry.parent, Some(entry.switch_point)))
+        let mut left_here: Vec<(TimelineId, Lsn)> = self.history.reigns().collect();
+        left_here.retain(|&(_, left)| start < left && left <= number.end(size));
+        left_here.iter().rev().find(|&&(parent, _)| stored(parent)).map(|&(parent, left)| source(parent, Some(left)))
     }
 
     /// Where the unbroken WAL of this branch that starts at `from` ends; `from` itself when nothing is there.
@@ -191,8 +187,7 @@ impl<'a> Branch<'a> {
 /// Where two branches part: WAL before this position is the same on both. The end of the log when they are the same.
 pub fn parting(one: &TimelineHistory, other: &TimelineHistory) -> Lsn {
     let legs = |history: &TimelineHistory| -> Vec<(TimelineId, Lsn)> {
-        let ancestors = history.entries().iter().map(|entry| (entry.parent, entry.switch_point));
-        ancestors.chain([(history.timeline(), Lsn::new(u64::MAX))]).collect()
+        history.reigns().chain([(history.timeline(), Lsn::new(u64::MAX))]).collect()
     };
     let mut shared = Lsn::new(0);
     for ((timeline, end), (other_timeline, other_end)) in legs(one).into_iter().zip(legs(other)) {

@@ -407,8 +407,8 @@ proptest! {
     #[test]
     fn every_position_of_the_window_stays_recoverable(catalog in catalogs(), policy in policies(), now in 0..30_u32) {
         let now = at(f64::from(now));
-        prop_assume!(policy.recovery_window.is_some());
-        let window = policy.recovery_window.unwrap();
+        let window = policy.recovery_window.unwrap_or(days(3));
+        let policy = Policy { recovery_window: Some(window), ..policy };
         let plan = plan(&catalog, &policy, &decide(&catalog, &policy, now), now);
         let after = applied(&catalog, &plan);
         let live = live_timeline(&catalog).unwrap();
