@@ -1,0 +1,121 @@
+//! The pipeline: read, work, pack, store, each while the others do.
+//!
+//! ```text
+//! socket -> tar -> cutter -> [batches] -> workers -> packer -> [uploads]
+//! ```
+//!
+//! Memory, whatever the size of the cluster: the pool's buffers (1 MiB each: one being cut, the queue, one per worker), a
+//! compressed batch per worker (about 1 MiB), the pack being filled and those on their way (34 MiB each), the fresh chunks
+//! (16 MiB at most), the index's cache (16 MiB), the part of the file table (8 MiB, once more while it is compressed), 16
+//! bytes per file for duplicates. With two workers and two uploads: about 170 MiB at the very most, 130 in practice.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, TryFutureExt, TryStreamExt, stream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::cut::{BufferPool, Cutter};
+use super::error::CopyError;
+use super::fresh::FreshChunks;
+use super::manifest_check::ManifestCheck;
+use super::packer::{Packed, Packer};
+use super::pages::PageFacts;
+use super::progress::ProgressSender;
+use super::read::{BackupStream, ReadAll, read_stream};
+use super::upload::{Destination, Uploads};
+use super::work::{PageCheck, Workshop};
+use crate::repository::chunk_index::ChunkIndex;
+
+/// Batches between the reader and the workers: what the socket can run ahead.
+const QUEUE: usize = 4;
+
+/// How much a backup may do at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyLimits {
+    /// Threads that hash and compress.
+    pub workers: usize,
+    /// Objects on their way to the store at once; each may be a pack in memory (34 MiB).
+    pub uploads: usize,
+}
+
+impl Default for CopyLimits {
+    /// As many workers as the machine has processors (eight at most), two uploads.
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        Self { workers: processors.clamp(1, 8), uploads: 2 }
+    }
+}
+
+/// What a copy needs besides the stream.
+#[derive(Debug)]
+pub(super) struct CopyParts {
+    pub(super) destination: Destination,
+    pub(super) index: Arc<ChunkIndex>,
+    pub(super) limits: CopyLimits,
+    /// How to verify page checksums; `None` where the cluster has none.
+    pub(super) pages: Option<PageFacts>,
+    pub(super) scratch_dir: std::path::PathBuf,
+    pub(super) progress: ProgressSender,
+}
+
+/// Copies the whole backup. When it returns, every object but the manifest is durable and every file is as PostgreSQL's
+/// manifest says. Dropped or failed, it leaves packs that the next backup finds by their tables of contents.
+pub(super) async fn copy(
+    stream: impl BackupStream + 'static,
+    parts: CopyParts,
+) -> Result<(ReadAll, Packed), CopyError> {
+    let CopyParts { destination, index, limits, pages, scratch_dir, progress } = parts;
+    let workers = limits.workers.max(1);
+    let pool = BufferPool::new(workers + QUEUE + 2);
+    let fresh = Arc::new(FreshChunks::default());
+    let compression = destination.compression;
+    let shop = Arc::new(Workshop::new(Arc::clone(&index), Arc::clone(&fresh), compression, pool.give_back()));
+    let (batches, mut queue) = mpsc::channel(QUEUE);
+    let (began, has_begun) = oneshot::channel();
+
+    let cutter = Cutter::new(pool, batches, ManifestCheck::new(&scratch_dir, compression)?);
+    let reader = AbortOnDropHandle::new(tokio::spawn(read_stream(stream, cutter, began, progress.clone())));
+    let mut packer = Packer::new(Uploads::new(destination, limits.uploads.max(1)), index, fresh, progress);
+
+    let packing = async move {
+        // A reader that fails before it begins says so itself.
+        let start = has_begun.await.map_err(|_| CopyError::Stopped)?.start;
+        let pages = pages.map(|facts| PageCheck { facts, start });
+        // `buffered` keeps the order of the batches whatever order they are done in.
+        let mut worked = stream::poll_fn(move |context| queue.poll_recv(context))
+            .map(|batch| {
+                let shop = Arc::clone(&shop);
+                spawn_blocking(move || shop.work(batch, pages)).map_err(CopyError::from)
+            })
+            .buffered(workers);
+        while let Some(worked) = worked.try_next().await? {
+            packer.take(worked?).await?;
+        }
+        Ok(packer)
+    };
+    let reading = async { reader.await? };
+    let (read, packer) = first_cause(reading, packing).await?;
+    Ok((read, packer.finish().await?))
+}
+
+/// Both, or the error that is a cause: a stage that stops because another has failed must not hide why.
+async fn first_cause<A, B>(
+    one: impl Future<Output = Result<A, CopyError>>,
+    other: impl Future<Output = Result<B, CopyError>>,
+) -> Result<(A, B), CopyError> {
+    let (one, other) = (std::pin::pin!(one), std::pin::pin!(other));
+    match futures_util::future::select(one, other).await {
+        futures_util::future::Either::Left((first, second)) => match first {
+            Ok(first) => Ok((first, second.await?)),
+            Err(CopyError::Stopped) => second.await.and(Err(CopyError::Stopped)),
+            Err(error) => Err(error),
+        },
+        futures_util::future::Either::Right((first, second)) => match first {
+            Ok(first) => Ok((second.await?, first)),
+            Err(CopyError::Stopped) => second.await.and(Err(CopyError::Stopped)),
+            Err(error) => Err(error),
+        },
+    }
+}

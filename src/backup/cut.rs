@@ -1,0 +1,246 @@
+//! Cuts files into chunks at fixed offsets and hands them on in batches of up to a chunk's size.
+//!
+//! Where the bytes of a file come from does not matter here: `directory`, `begin_file`, `data` is the seam behind which
+//! another source of files can stand. Buffers come from a pool of fixed size and go back to it: when the stages behind are
+//! slower than the source, the source waits here, and memory stays what it is.
+
+use std::ops::Range;
+
+use recovery::DataPath;
+use tokio::sync::mpsc;
+
+use super::error::CopyError;
+use super::manifest_check::ManifestCheck;
+use super::pages::relation_segment;
+use crate::repository::file_table::CHUNK_SIZE;
+
+#[cfg(test)]
+mod tests;
+
+/// A batch has at most so many items, so that directories and empty files do not pile up.
+const MAX_ITEMS: usize = 4096;
+
+/// Name and attributes of an entry.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct EntryHead {
+    pub(super) path: DataPath,
+    pub(super) mode: u32,
+    pub(super) mtime: i64,
+}
+
+/// What happens next, in the order of the source.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Item {
+    Directory(EntryHead),
+    /// A file begins, of this many bytes.
+    File(EntryHead, u64),
+    Chunk(CutChunk),
+    /// The file ends; this is the CRC-32C of all of it.
+    FileEnd(u32),
+}
+
+/// A chunk of the file that has begun.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct CutChunk {
+    /// Where its bytes lie in the batch.
+    pub(super) bytes: Range<usize>,
+    /// Where they lie in the file.
+    pub(super) position: u64,
+    /// Which file of its relation it is, when its pages have checksums.
+    pub(super) segment: Option<u32>,
+}
+
+/// Items and the bytes of their chunks.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) bytes: Vec<u8>,
+    pub(super) items: Vec<Item>,
+}
+
+/// Buffers that are not in use.
+#[derive(Debug)]
+pub(super) struct BufferPool {
+    free: mpsc::Receiver<Vec<u8>>,
+    back: mpsc::Sender<Vec<u8>>,
+}
+
+/// Gives a buffer back.
+#[derive(Clone, Debug)]
+pub(super) struct BufferReturn(mpsc::Sender<Vec<u8>>);
+
+impl BufferPool {
+    /// A pool of `count` buffers, each of which grows to the size of a chunk when it is used.
+    pub(super) fn new(count: usize) -> Self {
+        let (back, free) = mpsc::channel(count);
+        for _ in 0..count {
+            back.try_send(Vec::new()).expect("the channel has room for every buffer");
+        }
+        Self { free, back }
+    }
+
+    pub(super) fn give_back(&self) -> BufferReturn {
+        BufferReturn(self.back.clone())
+    }
+
+    async fn take(&mut self) -> Vec<u8> {
+        // The pool itself holds a sender, so the channel never closes.
+        let mut buffer = self.free.recv().await.unwrap_or_default();
+        buffer.clear();
+        buffer.reserve_exact(CHUNK_SIZE as usize);
+        buffer
+    }
+}
+
+impl BufferReturn {
+    pub(super) fn put(&self, buffer: Vec<u8>) {
+        // There are never more buffers than places, and a pool that is gone needs none.
+        drop(self.0.try_send(buffer));
+    }
+}
+
+/// What was cut so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct CutTotals {
+    pub(super) files: u64,
+    pub(super) directories: u64,
+    pub(super) bytes: u64,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    path: DataPath,
+    size: u64,
+    position: u64,
+    /// Where the chunk that is being filled starts in the batch, and how many bytes it lacks.
+    chunk_start: usize,
+    chunk_left: usize,
+    segment: Option<u32>,
+    crc32c: u32,
+}
+
+/// The cutter.
+#[derive(Debug)]
+pub(super) struct Cutter {
+    pool: BufferPool,
+    out: mpsc::Sender<Batch>,
+    batch: Option<Batch>,
+    file: Option<OpenFile>,
+    check: ManifestCheck,
+    totals: CutTotals,
+}
+
+impl Cutter {
+    pub(super) fn new(pool: BufferPool, out: mpsc::Sender<Batch>, check: ManifestCheck) -> Self {
+        Self { pool, out, batch: None, file: None, check, totals: CutTotals::default() }
+    }
+
+    pub(super) fn totals(&self) -> CutTotals {
+        self.totals
+    }
+
+    /// A directory.
+    pub(super) async fn directory(&mut self, head: EntryHead) -> Result<(), CopyError> {
+        self.totals.directories += 1;
+        self.push(Item::Directory(head)).await
+    }
+
+    /// A file begins; exactly `size` bytes of data follow.
+    pub(super) async fn begin_file(&mut self, head: EntryHead, size: u64) -> Result<(), CopyError> {
+        if self.file.is_some() {
+            return Err(CopyError::OutOfTurn("a file inside a file"));
+        }
+        let segment = relation_segment(&head.path);
+        let path = head.path.clone();
+        self.push(Item::File(head, size)).await?;
+        self.file = Some(OpenFile { path, size, position: 0, chunk_start: 0, chunk_left: 0, segment, crc32c: 0 });
+        if size == 0 { self.end_file().await } else { Ok(()) }
+    }
+
+    /// The next bytes of the file.
+    pub(super) async fn data(&mut self, mut bytes: &[u8]) -> Result<(), CopyError> {
+        while !bytes.is_empty() {
+            if self.file.as_ref().is_some_and(|file| file.chunk_left == 0) {
+                self.begin_chunk().await?;
+            }
+            let (Some(file), Some(batch)) = (&mut self.file, &mut self.batch) else {
+                return Err(CopyError::OutOfTurn("data that belong to no file"));
+            };
+            let (now, rest) = bytes.split_at(file.chunk_left.min(bytes.len()));
+            bytes = rest;
+            batch.bytes.extend_from_slice(now);
+            file.crc32c = crc32c::crc32c_append(file.crc32c, now);
+            file.chunk_left -= now.len();
+            self.totals.bytes += now.len() as u64;
+            if file.chunk_left > 0 {
+                continue;
+            }
+            let bytes_of_chunk = file.chunk_start..batch.bytes.len();
+            let position = file.position;
+            file.position += bytes_of_chunk.len() as u64;
+            let ended = file.position == file.size;
+            batch.items.push(Item::Chunk(CutChunk { bytes: bytes_of_chunk, position, segment: file.segment }));
+            if ended {
+                self.end_file().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A piece of PostgreSQL's manifest, after the last file.
+    pub(super) fn manifest(&mut self, bytes: &[u8]) -> Result<(), CopyError> {
+        self.check.manifest(bytes)
+    }
+
+    /// Everything came: hands on the rest.
+    pub(super) async fn finish(mut self) -> Result<(CutTotals, ManifestCheck), CopyError> {
+        if self.file.is_some() {
+            return Err(CopyError::OutOfTurn("inside a file"));
+        }
+        self.send().await?;
+        Ok((self.totals, self.check))
+    }
+
+    async fn begin_chunk(&mut self) -> Result<(), CopyError> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let left = file.size - file.position;
+        let len = usize::try_from(left.min(u64::from(CHUNK_SIZE))).expect("a chunk fits into memory");
+        let room = self.batch.as_ref().map_or(CHUNK_SIZE as usize, |batch| CHUNK_SIZE as usize - batch.bytes.len());
+        if room < len {
+            self.send().await?;
+        }
+        let start = self.batch().await.bytes.len();
+        if let Some(file) = &mut self.file {
+            (file.chunk_start, file.chunk_left) = (start, len);
+        }
+        Ok(())
+    }
+
+    async fn end_file(&mut self) -> Result<(), CopyError> {
+        let Some(file) = self.file.take() else { return Ok(()) };
+        self.totals.files += 1;
+        self.check.file(&file.path, file.size, file.crc32c)?;
+        self.push(Item::FileEnd(file.crc32c)).await
+    }
+
+    async fn push(&mut self, item: Item) -> Result<(), CopyError> {
+        self.batch().await.items.push(item);
+        if self.batch.as_ref().is_some_and(|batch| batch.items.len() >= MAX_ITEMS) {
+            self.send().await?;
+        }
+        Ok(())
+    }
+
+    async fn batch(&mut self) -> &mut Batch {
+        if self.batch.is_none() {
+            self.batch = Some(Batch { bytes: self.pool.take().await, items: Vec::new() });
+        }
+        self.batch.get_or_insert_default()
+    }
+
+    async fn send(&mut self) -> Result<(), CopyError> {
+        match self.batch.take() {
+            Some(batch) => self.out.send(batch).await.map_err(|_| CopyError::Stopped),
+            None => Ok(()),
+        }
+    }
+}

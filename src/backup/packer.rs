@@ -1,0 +1,228 @@
+//! Puts everything in order: chunks into packs, entries into the file table.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::cut::EntryHead;
+use super::error::CopyError;
+use super::fresh::FreshChunks;
+use super::progress::ProgressSender;
+use super::upload::{Uploaded, Uploads};
+use super::work::{ChunkPlace, Worked, WorkedChunk, WorkedItem};
+use crate::repository::chunk_index::ChunkIndex;
+use crate::repository::file_table::{
+    ChunkHash, ChunkRef, EntryKind, FileContent, PartWriter, StoredChunk, TableEntry,
+};
+use crate::repository::manifest::{DamagedFile, PackRef, PartRef};
+use crate::repository::pack::PackBuilder;
+use crate::storage::Sha256;
+
+/// More damaged files than this are counted and not named.
+const MAX_DAMAGED: usize = 10_000;
+
+/// What came out: everything is stored but the manifest.
+#[derive(Debug, Default)]
+pub(super) struct Packed {
+    pub(super) parts: Vec<PartRef>,
+    pub(super) packs: Vec<PackRef>,
+    /// Bytes of the packs and parts that this backup stored.
+    pub(super) new_bytes: u64,
+    /// Compressed length of all chunks.
+    pub(super) stored_bytes: u64,
+    pub(super) damaged_files: Vec<DamagedFile>,
+}
+
+#[derive(Debug)]
+struct OpenEntry {
+    head: EntryHead,
+    size: u64,
+    chunks: Vec<ChunkRef>,
+    damaged_pages: u64,
+}
+
+/// The packer. Batches must come in the order of the source.
+#[derive(Debug)]
+pub(super) struct Packer {
+    uploads: Uploads,
+    index: Arc<ChunkIndex>,
+    fresh: Arc<FreshChunks>,
+    progress: ProgressSender,
+    /// The pack that is being filled, and its index in `packs`.
+    open: Option<(u32, PackBuilder)>,
+    /// Every pack that a chunk lies in; `None` while it has no name yet.
+    packs: Vec<Option<PackRef>>,
+    ordinals: HashMap<Sha256, u32>,
+    entry: Option<OpenEntry>,
+    table: PartWriter,
+    parts: Vec<Option<PartRef>>,
+    packed: Packed,
+}
+
+impl Packer {
+    pub(super) fn new(
+        uploads: Uploads,
+        index: Arc<ChunkIndex>,
+        fresh: Arc<FreshChunks>,
+        progress: ProgressSender,
+    ) -> Self {
+        Self {
+            uploads,
+            index,
+            fresh,
+            progress,
+            open: None,
+            packs: Vec::new(),
+            ordinals: HashMap::new(),
+            entry: None,
+            table: PartWriter::default(),
+            parts: Vec::new(),
+            packed: Packed::default(),
+        }
+    }
+
+    /// Takes the next batch. Waits while too much is on its way.
+    pub(super) async fn take(&mut self, worked: Worked) -> Result<(), CopyError> {
+        for item in worked.items {
+            match item {
+                WorkedItem::Directory(EntryHead { path, mode, mtime }) => {
+                    self.add_entry(TableEntry { path, mode, mtime, kind: EntryKind::Directory }).await?;
+                }
+                WorkedItem::File(head, size) => {
+                    self.entry = Some(OpenEntry { head, size, chunks: Vec::new(), damaged_pages: 0 });
+                }
+                WorkedItem::Chunk(chunk) => self.chunk(chunk, &worked.frames).await?,
+                WorkedItem::FileEnd(crc32c) => self.end_file(crc32c).await?,
+            }
+        }
+        for done in self.uploads.settled()? {
+            self.settle(done);
+        }
+        Ok(())
+    }
+
+    /// Stores what is left and waits until all of it is durable.
+    pub(super) async fn finish(mut self) -> Result<Packed, CopyError> {
+        if let Some((ordinal, builder)) = self.open.take() {
+            self.uploads.pack(ordinal as usize, builder).await?;
+        }
+        if let Some(part) = self.table.finish() {
+            self.parts.push(None);
+            self.uploads.part(self.parts.len() - 1, part).await?;
+        }
+        // What settles may start another task: telling the index.
+        loop {
+            let settled = self.uploads.wait().await?;
+            if settled.is_empty() {
+                break;
+            }
+            settled.into_iter().for_each(|done| self.settle(done));
+        }
+        let missing = || CopyError::OutOfTurn("an object was not stored");
+        let mut packed = self.packed;
+        packed.packs = self.packs.into_iter().collect::<Option<_>>().ok_or_else(missing)?;
+        packed.parts = self.parts.into_iter().collect::<Option<_>>().ok_or_else(missing)?;
+        Ok(packed)
+    }
+
+    async fn chunk(&mut self, chunk: WorkedChunk, frames: &[u8]) -> Result<(), CopyError> {
+        let plain = chunk.plain;
+        let placed = match chunk.place {
+            ChunkPlace::Zeros => ChunkRef::Zeros { plain },
+            ChunkPlace::Known(hash, known) => {
+                let pack = self.ordinal(known.pack);
+                ChunkRef::Stored(StoredChunk { pack, offset: known.offset, stored: known.stored, plain, hash })
+            }
+            ChunkPlace::Fresh(hash) => {
+                let lost = CopyError::OutOfTurn("a chunk that was seen is not remembered");
+                ChunkRef::Stored(self.fresh.find(&hash).ok_or(lost)?)
+            }
+            ChunkPlace::New(hash, frame) => match self.fresh.find(&hash) {
+                // Two batches that were worked on at the same time have the same chunk.
+                Some(stored) => ChunkRef::Stored(stored),
+                None => ChunkRef::Stored(self.pack_chunk(&frames[frame], plain, hash).await?),
+            },
+        };
+        if let ChunkRef::Stored(stored) = &placed {
+            self.packed.stored_bytes += u64::from(stored.stored);
+        }
+        if let Some(entry) = &mut self.entry {
+            entry.chunks.push(placed);
+            entry.damaged_pages += chunk.damaged_pages;
+        }
+        Ok(())
+    }
+
+    async fn pack_chunk(&mut self, frame: &[u8], plain: u32, hash: ChunkHash) -> Result<StoredChunk, CopyError> {
+        let (ordinal, builder) = match &mut self.open {
+            Some(open) => open,
+            none => {
+                let ordinal = self.packs.len();
+                self.packs.push(None);
+                none.insert((narrow(ordinal), PackBuilder::new()))
+            }
+        };
+        let packed = builder.push(frame, plain, hash);
+        let stored = StoredChunk { pack: *ordinal, offset: packed.offset, stored: packed.stored, plain, hash };
+        self.fresh.add(stored);
+        if builder.is_full()
+            && let Some((ordinal, builder)) = self.open.take()
+        {
+            self.uploads.pack(ordinal as usize, builder).await?;
+        }
+        Ok(stored)
+    }
+
+    /// Under which number the manifest names a pack that existed before.
+    fn ordinal(&mut self, pack: PackRef) -> u32 {
+        *self.ordinals.entry(pack.sha256).or_insert_with(|| {
+            self.packs.push(Some(pack));
+            narrow(self.packs.len() - 1)
+        })
+    }
+
+    async fn end_file(&mut self, crc32c: u32) -> Result<(), CopyError> {
+        let Some(OpenEntry { head, size, chunks, damaged_pages }) = self.entry.take() else {
+            return Err(CopyError::OutOfTurn("the end of a file that did not begin"));
+        };
+        let EntryHead { path, mode, mtime } = head;
+        if damaged_pages > 0 {
+            tracing::warn!(%path, damaged_pages, "page checksums are wrong");
+            if self.packed.damaged_files.len() < MAX_DAMAGED {
+                self.packed.damaged_files.push(DamagedFile { path: path.to_string(), pages: damaged_pages });
+            }
+        }
+        let kind = EntryKind::File(FileContent { size, crc32c, chunks });
+        self.add_entry(TableEntry { path, mode, mtime, kind }).await
+    }
+
+    async fn add_entry(&mut self, entry: TableEntry) -> Result<(), CopyError> {
+        if let Some(part) = self.table.push(&entry) {
+            self.parts.push(None);
+            self.uploads.part(self.parts.len() - 1, part).await?;
+        }
+        Ok(())
+    }
+
+    /// An object is durable.
+    fn settle(&mut self, done: Uploaded) {
+        match done {
+            Uploaded::Indexed => return,
+            Uploaded::Part { number, part } => {
+                self.packed.new_bytes += part.size;
+                self.parts[number] = Some(part);
+            }
+            Uploaded::Pack { ordinal, pack, chunks, is_new } => {
+                self.packed.new_bytes += if is_new { pack.size } else { 0 };
+                self.packs[ordinal] = Some(pack);
+                // Before the index tells of it: else a chunk found there would give the pack a second number.
+                self.ordinals.entry(pack.sha256).or_insert(narrow(ordinal));
+                self.uploads.index(Arc::clone(&self.index), pack, chunks);
+            }
+        }
+        self.progress.send_modify(|progress| progress.new_bytes = self.packed.new_bytes);
+    }
+}
+
+fn narrow(ordinal: usize) -> u32 {
+    u32::try_from(ordinal).expect("four thousand million packs are more than any store holds")
+}

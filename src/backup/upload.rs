@@ -1,0 +1,151 @@
+//! Stores what is ready, a few objects at once, while the stages before go on.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use recovery::BackupId;
+use tokio::task::{JoinSet, spawn_blocking};
+
+use super::error::CopyError;
+use crate::codec::digest::sha256;
+use crate::codec::{Compression, compress_frame};
+use crate::repository::chunk_index::{ChunkIndex, pack_key};
+use crate::repository::file_table::PlainPart;
+use crate::repository::layout::{LineageKeys, LineageObject, ShortHash};
+use crate::repository::manifest::{PackRef, PartRef};
+use crate::repository::pack::{PackBuilder, PackedChunk};
+use crate::repository::{Objects, PutNew, RepositoryError};
+use crate::storage::{Body, ObjectKey, Sha256};
+
+/// Where a backup's objects go.
+#[derive(Clone, Debug)]
+pub(super) struct Destination {
+    pub(super) objects: Objects,
+    pub(super) keys: LineageKeys,
+    pub(super) id: BackupId,
+    pub(super) compression: Compression,
+}
+
+/// An object that is stored.
+#[derive(Debug)]
+pub(super) enum Uploaded {
+    Pack { ordinal: usize, pack: PackRef, chunks: Vec<PackedChunk>, is_new: bool },
+    Part { number: usize, part: PartRef },
+    /// The index knows a pack's chunks now.
+    Indexed,
+}
+
+/// What is on its way. Dropped, everything that is not stored yet is given up.
+#[derive(Debug)]
+pub(super) struct Uploads {
+    destination: Destination,
+    tasks: JoinSet<Result<Uploaded, CopyError>>,
+    limit: usize,
+    settled: VecDeque<Uploaded>,
+}
+
+impl Uploads {
+    /// At most `limit` objects on their way at once: each may be a pack in memory.
+    pub(super) fn new(destination: Destination, limit: usize) -> Self {
+        Self { destination, tasks: JoinSet::new(), limit, settled: VecDeque::new() }
+    }
+
+    /// Starts to store a pack, when there is room.
+    pub(super) async fn pack(&mut self, ordinal: usize, builder: PackBuilder) -> Result<(), CopyError> {
+        self.make_room(self.limit).await?;
+        let destination = self.destination.clone();
+        self.tasks.spawn(async move { destination.store_pack(ordinal, builder).await });
+        Ok(())
+    }
+
+    /// Starts to store a part of the file table, when there is room.
+    pub(super) async fn part(&mut self, number: usize, part: PlainPart) -> Result<(), CopyError> {
+        self.make_room(self.limit).await?;
+        let destination = self.destination.clone();
+        self.tasks.spawn(async move { destination.store_part(number, part).await });
+        Ok(())
+    }
+
+    /// Starts to tell the index of a pack.
+    pub(super) fn index(&mut self, index: Arc<ChunkIndex>, pack: PackRef, chunks: Vec<PackedChunk>) {
+        self.tasks.spawn(async move {
+            spawn_blocking(move || index.add_pack(pack, &chunks)).await?;
+            Ok(Uploaded::Indexed)
+        });
+    }
+
+    /// What was stored since the last call.
+    pub(super) fn settled(&mut self) -> Result<Vec<Uploaded>, CopyError> {
+        while let Some(done) = self.tasks.try_join_next() {
+            self.settled.push_back(done??);
+        }
+        Ok(self.settled.drain(..).collect())
+    }
+
+    /// Waits for everything that is on its way.
+    pub(super) async fn wait(&mut self) -> Result<Vec<Uploaded>, CopyError> {
+        self.make_room(1).await?;
+        self.settled()
+    }
+
+    /// Waits until fewer than `limit` are on their way.
+    async fn make_room(&mut self, limit: usize) -> Result<(), CopyError> {
+        while self.tasks.len() >= limit {
+            if let Some(done) = self.tasks.join_next().await {
+                self.settled.push_back(done??);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Destination {
+    async fn store_pack(self, ordinal: usize, builder: PackBuilder) -> Result<Uploaded, CopyError> {
+        let pack = spawn_blocking(|| builder.finish()).await?;
+        let stored = PackRef { sha256: pack.sha256, size: pack.bytes.len() as u64 };
+        let key = pack_key(self.keys.cluster(), &pack.sha256);
+        let is_new = self.put(&key, pack.bytes, pack.sha256).await?;
+        Ok(Uploaded::Pack { ordinal, pack: stored, chunks: pack.chunks, is_new })
+    }
+
+    async fn store_part(self, number: usize, part: PlainPart) -> Result<Uploaded, CopyError> {
+        let PlainPart { plain, entries } = part;
+        let compression = self.compression;
+        let stored = Bytes::from(spawn_blocking(move || compress_frame(&plain, compression)).await??);
+        let sha256 = sha256(&stored);
+        let size = stored.len() as u64;
+        let number_in_key = u32::try_from(number).unwrap_or(u32::MAX);
+        let object = LineageObject::FilePart(self.id.clone(), number_in_key, ShortHash::of(&sha256));
+        self.put(&self.keys.key(&object), stored, sha256).await?;
+        let part = PartRef { name: self.name(&object), sha256, size, entries };
+        Ok(Uploaded::Part { number, part })
+    }
+
+    /// Stores an object whose name tells its content; whether it is new. One that is there already was stored by an attempt
+    /// whose answer got lost, or by another writer of the same bytes; it must at least have the same length.
+    pub(super) async fn put(&self, key: &ObjectKey, bytes: Bytes, sha256: Sha256) -> Result<bool, CopyError> {
+        self.put_body(key, Body::Bytes(bytes), sha256).await
+    }
+
+    pub(super) async fn put_body(&self, key: &ObjectKey, body: Body, sha256: Sha256) -> Result<bool, CopyError> {
+        let len = body.len();
+        match self.objects.put_new(key, body, sha256).await? {
+            PutNew::Created => Ok(true),
+            PutNew::Taken => match self.objects.storage().head(key).await.map_err(RepositoryError::from)? {
+                Some(there) if there == len => Ok(false),
+                there => {
+                    let what = format!("it has {there:?} bytes where {len} are due");
+                    Err(RepositoryError::damaged(key, what).into())
+                }
+            },
+        }
+    }
+
+    /// The name of an object below the backup's folder, as the manifest tells it.
+    pub(super) fn name(&self, object: &LineageObject) -> String {
+        let key = self.keys.key(object);
+        let prefix = self.keys.backup_prefix(&self.id);
+        key.as_str().strip_prefix(&prefix).unwrap_or(key.as_str()).to_owned()
+    }
+}
