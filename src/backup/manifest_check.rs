@@ -25,7 +25,7 @@ mod tests;
 
 /// A file is not what PostgreSQL's manifest says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ManifestMismatch {
+pub(super) enum ManifestMismatch {
     /// The manifest names it and the archives do not have it.
     #[error("the server's manifest names \"{0}\", and it was not sent")]
     NotSent(DataPath),

@@ -18,7 +18,7 @@ pub(super) enum Archive {
 
 /// A member that has no place in a backup.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MemberError {
+pub(super) enum MemberError {
     /// The same path came before.
     #[error("the server sent \"{0}\" twice")]
     Duplicate(DataPath),

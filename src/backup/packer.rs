@@ -10,9 +10,7 @@ use super::progress::ProgressSender;
 use super::upload::{Uploaded, Uploads};
 use super::work::{ChunkPlace, Worked, WorkedChunk, WorkedItem};
 use crate::repository::chunk_index::ChunkIndex;
-use crate::repository::file_table::{
-    ChunkHash, ChunkRef, EntryKind, FileContent, PartWriter, StoredChunk, TableEntry,
-};
+use crate::repository::file_table::{ChunkHash, ChunkRef, EntryKind, FileContent, PartWriter, StoredChunk, TableEntry};
 use crate::repository::manifest::{DamagedFile, PackRef, PartRef};
 use crate::repository::pack::PackBuilder;
 use crate::storage::Sha256;

@@ -10,24 +10,52 @@ const FNV_PRIME: u32 = 16_777_619;
 
 /// `checksumBaseOffsets`.
 const BASE_OFFSETS: [u32; SUMS] = [
-    0x5B1F_36E9, 0xB852_5960, 0x02AB_50AA, 0x1DE6_6D2A, 0x79FF_467A, 0x9BB9_F8A3, 0x217E_7CD2, 0x83E1_3D2C, 0xF8D4_474F,
-    0xE39E_B970, 0x42C6_AE16, 0x9932_16FA, 0x7B09_3B5D, 0x98DA_FF3C, 0xF718_902A, 0x0B1C_9CDB, 0xE58F_764B, 0x1876_36BC,
-    0x5D7B_3BB1, 0xE73D_E7DE, 0x92BE_C979, 0xCCA6_C0B2, 0x304A_0979, 0x85AA_43D4, 0x7831_25BB, 0x6CA8_EAA2, 0xE407_EAC6,
-    0x4B5C_FC3E, 0x9FBF_8C76, 0x15CA_20BE, 0xF2CA_9FD3, 0x959B_D756,
+    0x5B1F_36E9,
+    0xB852_5960,
+    0x02AB_50AA,
+    0x1DE6_6D2A,
+    0x79FF_467A,
+    0x9BB9_F8A3,
+    0x217E_7CD2,
+    0x83E1_3D2C,
+    0xF8D4_474F,
+    0xE39E_B970,
+    0x42C6_AE16,
+    0x9932_16FA,
+    0x7B09_3B5D,
+    0x98DA_FF3C,
+    0xF718_902A,
+    0x0B1C_9CDB,
+    0xE58F_764B,
+    0x1876_36BC,
+    0x5D7B_3BB1,
+    0xE73D_E7DE,
+    0x92BE_C979,
+    0xCCA6_C0B2,
+    0x304A_0979,
+    0x85AA_43D4,
+    0x7831_25BB,
+    0x6CA8_EAA2,
+    0xE407_EAC6,
+    0x4B5C_FC3E,
+    0x9FBF_8C76,
+    0x15CA_20BE,
+    0xF2CA_9FD3,
+    0x959B_D756,
 ];
 
 /// What the verification needs to know of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageFacts {
+pub(super) struct PageFacts {
     /// Bytes of a page.
-    pub block_size: u32,
+    block_size: u32,
     /// Pages in one file of a relation (`RELSEG_SIZE`).
-    pub segment_blocks: u32,
+    segment_blocks: u32,
 }
 
 impl PageFacts {
     /// Checks what the server said: `block_size` in bytes, `segment_size` in bytes.
-    pub fn new(block_size: u64, segment_size: u64) -> Option<Self> {
+    pub(super) fn new(block_size: u64, segment_size: u64) -> Option<Self> {
         let block_size = u32::try_from(block_size).ok()?;
         let possible = block_size.is_power_of_two() && (1 << 10..=1 << 15).contains(&block_size);
         let segment_blocks = u32::try_from(segment_size.checked_div(u64::from(block_size))?).ok()?;
@@ -45,7 +73,7 @@ impl PageFacts {
     ///
     /// Not judged, as in the server's own verification: new pages; and pages written after the backup began (`start`),
     /// which may have been caught half written and will be replaced from WAL.
-    pub fn damaged_pages(self, bytes: &[u8], segment: u32, position: u64, start: Lsn) -> u64 {
+    pub(super) fn damaged_pages(self, bytes: &[u8], segment: u32, position: u64, start: Lsn) -> u64 {
         let first = self.block(segment, position);
         let pages = bytes.chunks_exact(self.block_size as usize);
         let damaged = (0_u32..).zip(pages).filter(|(at, page)| is_damaged(page, first.wrapping_add(*at), start));
@@ -54,7 +82,9 @@ impl PageFacts {
 }
 
 fn is_damaged(page: &[u8], block: u32, start: Lsn) -> bool {
-    let Some(&[x0, x1, x2, x3, l0, l1, l2, l3, c0, c1, _, _, _, _, u0, u1]) = page.first_chunk::<16>() else { return false };
+    let Some(&[x0, x1, x2, x3, l0, l1, l2, l3, c0, c1, _, _, _, _, u0, u1]) = page.first_chunk::<16>() else {
+        return false;
+    };
     let is_new = u16::from_le_bytes([u0, u1]) == 0;
     let high = u32::from_le_bytes([x0, x1, x2, x3]);
     let low = u32::from_le_bytes([l0, l1, l2, l3]);
@@ -89,7 +119,7 @@ fn page_checksum(page: &[u8], block: u32) -> u16 {
 
 /// Which file of its relation this is, when it is one of a relation and its pages have checksums
 /// (`is_checksummed_file` in basebackup.c; `parse_filename_for_nontemp_relation` in reinit.c).
-pub fn relation_segment(path: &DataPath) -> Option<u32> {
+pub(super) fn relation_segment(path: &DataPath) -> Option<u32> {
     let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let components: Vec<&[u8]> = path.components().take(6).collect();
     let name = match components.as_slice() {

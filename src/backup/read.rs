@@ -128,7 +128,8 @@ impl Archives {
         {
             // In place: no link will stand for it, and its archive does not name it.
             let member = Member {
-                path: recovery::DataPath::new(format!("pg_tblspc/{oid}").as_bytes()).map_err(super::members::MemberError::from)?,
+                path: recovery::DataPath::new(format!("pg_tblspc/{oid}").as_bytes())
+                    .map_err(super::members::MemberError::from)?,
                 kind: MemberKind::Directory,
                 size: 0,
                 mode: 0o700,
@@ -163,7 +164,9 @@ impl Archives {
     }
 
     async fn member(&mut self, archive: Archive, member: Member, cutter: &mut Cutter) -> Result<(), CopyError> {
-        let Some(Member { path, kind, size, mode, mtime }) = self.members.place(archive, member)? else { return Ok(()) };
+        let Some(Member { path, kind, size, mode, mtime }) = self.members.place(archive, member)? else {
+            return Ok(());
+        };
         let head = EntryHead { path, mode, mtime };
         match kind {
             MemberKind::File => cutter.begin_file(head, size).await,

@@ -30,8 +30,16 @@ pub(super) struct Destination {
 /// An object that is stored.
 #[derive(Debug)]
 pub(super) enum Uploaded {
-    Pack { ordinal: usize, pack: PackRef, chunks: Vec<PackedChunk>, is_new: bool },
-    Part { number: usize, part: PartRef },
+    Pack {
+        ordinal: usize,
+        pack: PackRef,
+        chunks: Vec<PackedChunk>,
+        is_new: bool,
+    },
+    Part {
+        number: usize,
+        part: PartRef,
+    },
     /// The index knows a pack's chunks now.
     Indexed,
 }

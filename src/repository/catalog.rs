@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use recovery::{Backup, BackupId, BackupStatus, Catalog, TailEnd};
 use wal::{Coverage, SegmentName, TimelineHistory, TimelineId, TimelinePath, WalRange};
 
@@ -80,11 +80,9 @@ impl LineageRepository {
 
     async fn committed_backups(&self, inventory: &Inventory, catalog: &Catalog) -> RepositoryResult<Vec<Backup>> {
         let committed = inventory.backups.iter().filter(|(_, objects)| objects.committed);
-        let mut backups: Vec<Backup> = stream::iter(committed)
-            .map(|(id, objects)| self.backup(id, objects, catalog))
-            .buffered(PARALLEL)
-            .try_collect()
-            .await?;
+        // Boxed, because the compiler cannot see otherwise that the whole is Send.
+        let reads: Vec<_> = committed.map(|(id, objects)| self.backup(id, objects, catalog).boxed()).collect();
+        let mut backups: Vec<Backup> = stream::iter(reads).buffered(PARALLEL).try_collect().await?;
         backups.sort_by(|a, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
         Ok(backups)
     }

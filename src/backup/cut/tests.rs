@@ -111,8 +111,7 @@ async fn a_source_waits_while_all_buffers_are_in_use() {
 async fn a_file_that_does_not_end_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let (out, _batches) = mpsc::channel(8);
-    let mut cutter =
-        Cutter::new(BufferPool::new(2), out, ManifestCheck::new(dir.path(), Compression::None).unwrap());
+    let mut cutter = Cutter::new(BufferPool::new(2), out, ManifestCheck::new(dir.path(), Compression::None).unwrap());
     assert!(matches!(cutter.data(b"x").await, Err(CopyError::OutOfTurn(_))));
     cutter.begin_file(head("a"), 10).await.unwrap();
     cutter.data(b"short").await.unwrap();

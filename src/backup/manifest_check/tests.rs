@@ -4,7 +4,8 @@ use super::*;
 use crate::codec::decompress_bounded;
 use crate::storage::Body;
 
-const FILES: [(&str, u64, u32); 3] = [("backup_label", 225, 0x0102_0304), ("base/5/1259", 8192, 7), ("global/pg_control", 8192, 9)];
+const FILES: [(&str, u64, u32); 3] =
+    [("backup_label", 225, 0x0102_0304), ("base/5/1259", 8192, 7), ("global/pg_control", 8192, 9)];
 
 fn path(text: &str) -> DataPath {
     DataPath::new(text.as_bytes()).unwrap()
@@ -24,7 +25,8 @@ fn manifest(files: &[(&str, u64, u32)]) -> String {
 }
 
 fn sealed(lines: &str) -> String {
-    let body = format!("{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{lines}\n],\n\"WAL-Ranges\": [\n],\n");
+    let body =
+        format!("{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{lines}\n],\n\"WAL-Ranges\": [\n],\n");
     format!("{body}\"Manifest-Checksum\": \"{}\"}}\n", hex::encode(Sha256::digest(&body)))
 }
 
@@ -77,7 +79,10 @@ fn every_difference_is_named() {
     assert_eq!(mismatch(&[a, b, ("extra", 0, 0), c], &text), ManifestMismatch::NotNamed(path("extra")));
     assert_eq!(mismatch(&[a, b, c, ("extra", 0, 0)], &text), ManifestMismatch::NotNamed(path("extra")));
     assert!(matches!(mismatch(&[a, (b.0, 8191, b.2), c], &text), ManifestMismatch::Size { received: 8191, .. }));
-    assert!(matches!(mismatch(&[a, (b.0, b.1, 8), c], &text), ManifestMismatch::Checksum { received: 8, stated: 7, .. }));
+    assert!(matches!(
+        mismatch(&[a, (b.0, b.1, 8), c], &text),
+        ManifestMismatch::Checksum { received: 8, stated: 7, .. }
+    ));
     assert!(matches!(mismatch(&[c, b, (a.0, a.1, 8)], &text), ManifestMismatch::Checksum { received: 8, .. }));
     assert_eq!(mismatch(&[a, b, c], &manifest(&[a, b, b, c])), ManifestMismatch::NotSent(path(b.0)));
     let bare = sealed(r#"{ "Path": "backup_label", "Size": 225, "Last-Modified": "x" }"#);

@@ -1,0 +1,218 @@
+//! Taking a base backup, from the first look to the last.
+
+use std::sync::Arc;
+
+use recovery::{Backup, BackupKind};
+use wal::{Coverage, PgTime, WalRange};
+
+use super::commit::{LONGEST, claim, packs_exist, put_manifest, store_postgres_manifest};
+use super::copy::{CopyParts, copy};
+use super::error::CopyError;
+use super::progress::{BackupPhase, ProgressSender};
+use super::read::ReadAll;
+use super::request::{BackupDeps, BackupRequest};
+use super::server::connect;
+use super::upload::Destination;
+use crate::error::{Error, ErrorCode, Result};
+use crate::primary::{BaseBackupOptions, ManifestChecksums};
+use crate::repository::chunk_index::ChunkIndex;
+use crate::repository::file_table::CHUNK_SIZE;
+use crate::repository::manifest::{FileSource, Manifest};
+
+/// `backup_label` takes a line of so many bytes (`MAXPGPATH`).
+const MAX_LABEL: usize = 1000;
+
+/// Takes a backup and waits until it is usable: committed, and all WAL that it needs in the repository.
+pub async fn run(request: &BackupRequest, deps: &BackupDeps<'_>, progress: &ProgressSender) -> Result<Backup> {
+    let manifest = take(request, deps, progress).await?;
+    wait_for_wal(&manifest, deps, progress).await
+}
+
+/// Takes a backup: when it returns, the backup is committed. It is usable as soon as its WAL is in the repository.
+///
+/// Whatever interrupts it before the commit leaves nothing that can be selected: the manifest is the last object that is
+/// written, and it is written only when everything that it names is durable and every file is as PostgreSQL says. Packs
+/// that were stored stay, and the next backup uses them.
+pub async fn take(request: &BackupRequest, deps: &BackupDeps<'_>, progress: &ProgressSender) -> Result<Manifest> {
+    let doing = format!("no backup of cluster \"{}\" was taken", deps.repository.cluster());
+    let ready = tokio::select! {
+        biased;
+        () = deps.cancel.cancelled() => Err(interrupted(&doing)),
+        ready = until_commit(request, deps, progress, &doing) => ready,
+    };
+    // Not in the select: a commit that has begun is carried through, else nobody knew whether the backup exists.
+    let (destination, manifest) = ready?;
+    put_manifest(&destination, &manifest).await?;
+    tracing::info!(
+        backup = %manifest.id, start_lsn = %manifest.start_lsn, stop_lsn = %manifest.stop_lsn,
+        size_bytes = manifest.size_bytes, new_bytes = manifest.new_bytes, "backup committed"
+    );
+    Ok(manifest)
+}
+
+/// Everything but the commit.
+async fn until_commit(
+    request: &BackupRequest,
+    deps: &BackupDeps<'_>,
+    progress: &ProgressSender,
+    doing: &str,
+) -> Result<(Destination, Manifest)> {
+    let explain = |error: CopyError| error.explain(doing);
+    check_label(request)?;
+    progress.send_modify(|progress| progress.phase = BackupPhase::Check);
+    let index = known_chunks(deps).await?;
+    let (connection, server) = connect(deps, doing).await?;
+
+    let started_at = PgTime::from(deps.clock.now());
+    let id = claim(deps.repository, started_at, deps.random, request.label.as_deref()).await?;
+    progress.send_modify(|progress| (progress.phase, progress.id) = (BackupPhase::Checkpoint, Some(id.clone())));
+    let label = request.label.clone().unwrap_or_else(|| id.to_string());
+    let stream = connection.base_backup(&options(request, &label)).await.map_err(|error| error.explain(doing))?;
+
+    let destination = destination(deps, id);
+    let parts = CopyParts {
+        destination: destination.clone(),
+        index,
+        limits: request.limits,
+        pages: server.pages,
+        scratch_dir: deps.repository.repository().options().scratch_dir.clone(),
+        progress: progress.clone(),
+    };
+    let (read, packed) = copy(stream, parts).await.map_err(explain)?;
+    let stopped_at = PgTime::from(deps.clock.now());
+
+    progress.send_modify(|progress| progress.phase = BackupPhase::Commit);
+    check_facts(deps, &read).map_err(explain)?;
+    let postgres_manifest = store_postgres_manifest(&destination, &read.kept).await.map_err(explain)?;
+    packs_exist(&destination, &packed.packs).await.map_err(explain)?;
+    check_duration(started_at, PgTime::from(deps.clock.now()), doing)?;
+
+    let repository = deps.repository;
+    let manifest = Manifest {
+        id: destination.id.clone(),
+        cluster: repository.cluster().to_string(),
+        lineage: repository.id(),
+        system_identifier: repository.system_identifier(),
+        postgres_version: server.postgres_version,
+        segment_size: repository.segment_size(),
+        timeline: read.began.timeline,
+        start_lsn: read.began.start,
+        stop_lsn: read.stop,
+        started_at,
+        stopped_at,
+        backup_kind: BackupKind::Full,
+        source: FileSource::Stream,
+        from_standby: server.from_standby,
+        label,
+        annotations: request.annotations.clone(),
+        tablespaces: read.began.tablespaces,
+        chunk_size: CHUNK_SIZE,
+        data_checksums: server.data_checksums,
+        damaged_files: packed.damaged_files,
+        server_settings: server.settings,
+        files: read.totals.files,
+        directories: read.totals.directories,
+        size_bytes: read.totals.bytes,
+        new_bytes: packed.new_bytes + postgres_manifest.size,
+        stored_bytes: packed.stored_bytes,
+        parts: packed.parts,
+        postgres_manifest: Some(postgres_manifest),
+        packs: packed.packs,
+    };
+    Ok((destination, manifest))
+}
+
+/// The backup, once all WAL from its start to its stop is in the repository.
+pub async fn wait_for_wal(manifest: &Manifest, deps: &BackupDeps<'_>, progress: &ProgressSender) -> Result<Backup> {
+    let range = WalRange { timeline: manifest.timeline, start: manifest.start_lsn, end: manifest.stop_lsn };
+    progress.send_modify(|progress| progress.phase = BackupPhase::WaitForWal);
+    tokio::select! {
+        biased;
+        () = deps.cancel.cancelled() => {
+            Err(interrupted(&format!("backup {} is committed and waits for WAL up to {}", manifest.id, range.end)))
+        }
+        stored = deps.wal.wait_until_stored(range) => {
+            stored?;
+            progress.send_modify(|progress| progress.phase = BackupPhase::Done);
+            let mut coverage = Coverage::new();
+            coverage.insert(range);
+            Ok(manifest.to_backup(&coverage))
+        }
+    }
+}
+
+/// The index of chunks, in line with the packs that exist. Its file is read and written on a thread that may wait.
+async fn known_chunks(deps: &BackupDeps<'_>) -> Result<Arc<ChunkIndex>> {
+    let file = deps.index_file.clone();
+    let open = move || file.map_or_else(ChunkIndex::in_memory, |file| ChunkIndex::open(&file));
+    let index = tokio::task::spawn_blocking(open)
+        .await
+        .map_err(|error| Error::new(ErrorCode::Unclassified, "the index of chunks cannot be opened").because(error))?;
+    let index = Arc::new(index);
+    let refreshed = index.refresh(deps.repository.objects(), deps.repository.cluster()).await?;
+    tracing::debug!(?refreshed, "chunks known");
+    Ok(index)
+}
+
+fn destination(deps: &BackupDeps<'_>, id: recovery::BackupId) -> Destination {
+    Destination {
+        objects: deps.repository.objects().clone(),
+        keys: deps.repository.keys().clone(),
+        id,
+        compression: deps.repository.repository().options().compression,
+    }
+}
+
+fn options(request: &BackupRequest, label: &str) -> BaseBackupOptions {
+    BaseBackupOptions {
+        checkpoint: request.checkpoint,
+        max_rate: request.max_rate,
+        manifest_checksums: ManifestChecksums::Crc32c,
+        // We verify ourselves: the server's own verification costs the primary CPU and ends the backup with an error, so
+        // that a cluster with one bad page could not be backed up at all.
+        verify_checksums: false,
+        ..BaseBackupOptions::new(label)
+    }
+}
+
+/// What the server's manifest says against what the server said.
+fn check_facts(deps: &BackupDeps<'_>, read: &ReadAll) -> std::result::Result<(), CopyError> {
+    let ours = deps.repository.system_identifier();
+    if read.facts.system_identifier.is_some_and(|stated| stated != ours) {
+        return Err(CopyError::OutOfTurn("its manifest has another system identifier"));
+    }
+    let first = read.facts.wal_ranges.iter().map(|range| range.start).min();
+    let last = read.facts.wal_ranges.iter().map(|range| range.end).max();
+    if (first, last) != (Some(read.began.start), Some(read.stop)) {
+        return Err(CopyError::OutOfTurn("its manifest names other WAL"));
+    }
+    Ok(())
+}
+
+/// Whoever deletes packs does not wait for a backup that takes longer (FORMAT 5.0).
+fn check_duration(started_at: PgTime, now: PgTime, doing: &str) -> Result<()> {
+    let micros = now.as_micros().saturating_sub(started_at.as_micros());
+    if u128::try_from(micros).unwrap_or(0) < LONGEST.as_micros() {
+        return Ok(());
+    }
+    Err(Error::new(ErrorCode::Refused, doing)
+        .because("it took more than seven days: packs that it refers to may have been deleted meanwhile"))
+}
+
+/// `backup_label` has one line for it.
+fn check_label(request: &BackupRequest) -> Result<()> {
+    match &request.label {
+        Some(label) if label.len() > MAX_LABEL || label.is_empty() || label.chars().any(char::is_control) => {
+            let message = format!("\"{}\" cannot be the label of a backup", label.escape_debug());
+            Err(Error::new(ErrorCode::Usage, message)
+                .help(format!("take one line of at most {MAX_LABEL} bytes: --name NAME")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn interrupted(doing: &str) -> Error {
+    Error::new(ErrorCode::Interrupted, doing)
+        .because("it was asked to stop")
+        .help("take another, it uses what was stored: pgvault backup now")
+}
