@@ -6,6 +6,8 @@ mod support;
 
 mod layering;
 mod primary_connects;
+mod receive;
+mod spool;
 mod storage_conformance;
 mod suite_is_complete;
 mod wal_reader;

@@ -9,6 +9,8 @@ use wal::Lsn;
 const STATUS_EVERY: Duration = Duration::from_secs(10);
 /// Silence that we bear from a server without `wal_sender_timeout`.
 const SILENCE: Duration = Duration::from_secs(90);
+/// Longest silence before we ask, so that the connection's own deadline is never reached on a live server.
+const ASK_AFTER: Duration = Duration::from_secs(45);
 
 /// The rhythm of one connection, from the server's `wal_sender_timeout`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +30,7 @@ impl Cadence {
         let silence = if timeout.is_zero() { SILENCE } else { timeout.mul_f64(1.5) };
         let status = if timeout.is_zero() { STATUS_EVERY } else { STATUS_EVERY.min(timeout / 4) };
         // The server asks for a reply after half of its timeout; past that we ask whether it is still there.
-        Self { status: status.max(Duration::from_millis(100)), ask: silence.mul_f64(0.6), silence }
+        Self { status: status.max(Duration::from_millis(100)), ask: silence.mul_f64(0.6).min(ASK_AFTER), silence }
     }
 }
 

@@ -38,12 +38,12 @@ impl Intake {
     ) -> Result<Self, WriteError> {
         let name = SegmentName::containing(timeline, start, spool.segment_size());
         let (current, durable) = match spool.get(name) {
-            Some(Held::Open { durable }) => {
+            Some(Held::Open { durable } | Held::Left { end: durable }) => {
                 let spool = spool.clone();
                 (Some(blocking(move || spool.resume(name, durable)).await?), durable)
             }
             // Begun with the first byte, not before: a server that refuses leaves no empty file behind.
-            Some(Held::Complete | Held::Left { .. }) | None => (None, start),
+            Some(Held::Complete) | None => (None, start),
         };
         let commit = GroupCommit::new(durable);
         Ok(Self { spool, timeline, position: start, current, spare: None, commit, sync: None, prefix })

@@ -1,1 +1,361 @@
-//! (to be built)
+//! Receives WAL from a server into the spool, and tells the server what is durable.
+//!
+//! One receiver per cluster, on a thread of its own with a current-thread runtime: [`Receiver::run`] connects, compares
+//! histories, decides where to go on, streams, and begins again after a pause when the stream ends, for ever.
+
+mod backoff;
+mod cadence;
+mod contact;
+mod group_commit;
+mod intake;
+mod session;
+mod slot;
+mod start;
+mod trouble;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use wal::{Lsn, SegmentName, SegmentNumber, TimelineId, TimelinePath};
+
+pub use backoff::Backoff;
+pub(crate) use contact::{Contact, contact};
+pub use start::{BeyondFork, Conflict, Position, ServerPosition, Start};
+
+use self::intake::Intake;
+use self::session::{Session, SessionEnd};
+use self::trouble::{Pause, Trouble};
+use crate::clock::Clock;
+use crate::error::{Error, ErrorCode};
+use crate::fault_point;
+use crate::primary::ConnectOptions;
+use crate::spool::{Held, HeldPrefix, KeptHistory, Spool, SpoolError};
+use crate::wal_pipeline::{GapRecord, GapStore, StatusBoard, WalSettings, WalState};
+
+/// How often the same WAL may be missing on the server, though its slot claims to keep it, before we go on without it.
+const PATIENCE_WITH_MISSING_WAL: u32 = 3;
+
+/// The receiver of one cluster.
+#[derive(Debug)]
+pub(crate) struct Receiver {
+    pub(crate) settings: WalSettings,
+    pub(crate) spool: Spool,
+    pub(crate) gaps: GapStore,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) board: StatusBoard,
+    /// Where the repository's WAL ends: counts while the spool holds nothing later.
+    pub(crate) stored: Option<(TimelineId, Lsn)>,
+    /// WAL that the server said it has no more, and how often it said so.
+    pub(crate) removed: Option<Removed>,
+}
+
+/// WAL that was asked for in vain.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Removed {
+    timeline: TimelineId,
+    start: Lsn,
+    times: u32,
+}
+
+impl Receiver {
+    /// Streams until `stop` is cancelled.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::default();
+        while !stop.is_cancelled() {
+            let pause = match self.attempt(&stop).await {
+                Ok(SessionEnd::Asked) => break,
+                Ok(SessionEnd::Timeline { next, switch_point }) => {
+                    tracing::info!(%next, %switch_point, "timeline ended");
+                    self.count_reconnect("timeline");
+                    backoff.reset();
+                    continue;
+                }
+                Ok(SessionEnd::ServerShutdown) => {
+                    self.count_reconnect("server_shutdown");
+                    self.board.update(|status| status.state = WalState::Connecting);
+                    backoff.reset();
+                    backoff.pause(rand::random())
+                }
+                Err(trouble) => {
+                    let was_streaming = self.board.read(|status| status.streaming());
+                    self.note(&trouble);
+                    if was_streaming {
+                        backoff.reset();
+                    }
+                    match trouble.pause() {
+                        Pause::Growing => backoff.pause(rand::random()),
+                        Pause::Longest => backoff.longest(rand::random()),
+                        Pause::ForRoom => std::time::Duration::from_millis(500),
+                    }
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        self.board.update(|status| status.state = WalState::Stopped);
+    }
+
+    /// One connection: connect, compare, decide, stream.
+    async fn attempt(&mut self, stop: &CancellationToken) -> Result<SessionEnd, Trouble> {
+        self.wait_for_room()?;
+        let options = ConnectOptions::new(self.settings.conninfo.clone(), self.settings.application_name.clone());
+        let met = tokio::select! {
+            met = contact(&options) => met?,
+            () = stop.cancelled() => return Ok(SessionEnd::Asked),
+        };
+        self.check_identity(&met)?;
+        self.keep_histories(&met)?;
+        let Contact { mut connection, position: server, cadence, host, version, .. } = met;
+        let slot = self.settings.slot.clone();
+        let kept_from = match &slot {
+            Some(name) => slot::ensure(&mut connection, name, self.settings.create_slot).await?,
+            None => None,
+        };
+        let (timeline, start) = self.decide(&server, kept_from)?;
+        self.board.update(|status| {
+            status.primary = Some(host);
+            status.postgres_version = Some(version);
+            status.slot = slot.as_ref().map(ToString::to_string);
+            status.slot_lost = None;
+        });
+        let prefix = self.prefix_of(&server, timeline, start)?;
+        let intake = Intake::open(self.spool.clone(), timeline, start, prefix).await?;
+        let held_before = intake.durable();
+        tracing::info!(%timeline, %start, "streaming");
+        let session = Session {
+            settings: &self.settings,
+            spool: &self.spool,
+            clock: self.clock.as_ref(),
+            board: &self.board,
+            cadence,
+            stop,
+            held_before,
+        };
+        let ended = match connection.start_replication(slot.as_ref(), start, timeline).await {
+            Ok(stream) => session.run(stream, intake).await,
+            Err(error) => Err(error.into()),
+        };
+        self.after_session(timeline, start, &ended)?;
+        ended
+    }
+
+    /// A spool that is full must have room again before a connection is worth its while.
+    fn wait_for_room(&self) -> Result<(), Trouble> {
+        if self.board.read(|status| status.state) != WalState::Stalled {
+            return Ok(());
+        }
+        let usage = self.spool.usage()?;
+        if usage.has_room_again(self.spool.segment_size()) {
+            return Ok(());
+        }
+        let segment = self.spool.last().map_or_else(
+            || SegmentName::new(TimelineId::FIRST, SegmentNumber::new(0), self.spool.segment_size()),
+            |(name, _)| name,
+        );
+        Err(SpoolError::Full { segment, used: usage.used, capacity: usage.capacity }.into())
+    }
+
+    /// The server must be the one whose WAL we hold.
+    fn check_identity(&self, met: &Contact) -> Result<(), Trouble> {
+        let (ours, theirs) = (self.spool.system_identifier(), met.system_identifier);
+        let cluster = &self.settings.cluster;
+        let refused = |fact: String| {
+            Err(Trouble::Refused(
+                Error::new(ErrorCode::ForeignCluster, format!("the server is not cluster \"{cluster}\""))
+                    .because(fact)
+                    .because("WAL of two clusters must not be joined: a restore would be silently wrong")
+                    .help("point conninfo at the right server, or give this one a cluster name of its own"),
+            ))
+        };
+        if ours != theirs {
+            return refused(format!("the server has system identifier {theirs}, what is stored has {ours}"));
+        }
+        let (ours, theirs) = (self.spool.segment_size().bytes(), met.segment_size.bytes());
+        if ours != theirs {
+            return refused(format!("the server's WAL segments have {theirs} bytes, those stored have {ours}"));
+        }
+        Ok(())
+    }
+
+    /// Every history file that the server tells must be the one we know; new ones are kept before any of their WAL.
+    fn keep_histories(&self, met: &Contact) -> Result<(), Trouble> {
+        for (timeline, bytes) in &met.history_files {
+            if let KeptHistory::Other(kept) = self.spool.keep_history(*timeline, bytes)? {
+                let line = |bytes: &[u8]| {
+                    let text = String::from_utf8_lossy(bytes);
+                    text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ")
+                };
+                return Err(Trouble::Refused(
+                    Error::new(
+                        ErrorCode::ForeignCluster,
+                        format!(
+                            "the server tells another history of timeline {timeline} of \"{}\"",
+                            self.settings.cluster
+                        ),
+                    )
+                    .because(format!("the server says: {}", line(bytes)))
+                    .because(format!("what is stored says: {}", line(&kept)))
+                    .help("point conninfo at the right server, or give this one a cluster name of its own"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where to go on: after what we hold, or beyond a gap when the server has that no more.
+    fn decide(&mut self, server: &ServerPosition, kept_from: Option<Lsn>) -> Result<(TimelineId, Lsn), Trouble> {
+        let size = self.spool.segment_size();
+        let held = self.held();
+        let ours = match held {
+            Some(held) => self.spool.history(held.timeline)?,
+            None => server.history.clone(),
+        };
+        let (timeline, start) = match start::decide(held, &ours, server, size) {
+            Start::First => return Ok(start::after_gap(server, kept_from.unwrap_or(server.end), size)),
+            Start::Ahead { server_end } => {
+                return Err(Trouble::Held { server_end, held: held.map_or(server_end, |held| held.end) });
+            }
+            Start::Conflict(conflict) => return Err(conflict.into()),
+            Start::At { timeline, start, beyond_fork } => {
+                if let Some(beyond) = beyond_fork {
+                    self.note_beyond_fork(beyond);
+                }
+                (timeline, start)
+            }
+        };
+        match (self.removed, held) {
+            (Some(removed), Some(held)) if (removed.timeline, removed.start) == (timeline, start) => {
+                self.go_on_without(removed, held, server, kept_from)
+            }
+            _ => Ok((timeline, start)),
+        }
+    }
+
+    /// The server has no more what we need next: the loss is recorded, exactly, before anything after it is taken in.
+    fn go_on_without(
+        &self,
+        removed: Removed,
+        held: Position,
+        server: &ServerPosition,
+        kept_from: Option<Lsn>,
+    ) -> Result<(TimelineId, Lsn), Trouble> {
+        let size = self.spool.segment_size();
+        if let Some(fork) = server.history.switch_point_of(removed.timeline) {
+            // The segment in which the next timeline begins has a copy of what is missing.
+            let successor = start::after_gap(server, fork, size);
+            if successor.1 == removed.start && successor.0 > removed.timeline {
+                return Ok(successor);
+            }
+        }
+        let kept_from = kept_from.filter(|&lsn| lsn > removed.start || removed.times < PATIENCE_WITH_MISSING_WAL);
+        let (timeline, start) = start::after_gap(server, kept_from.unwrap_or(server.end), size);
+        if start <= removed.start {
+            // The slot claims to keep it: ask again.
+            return Ok((removed.timeline, removed.start));
+        }
+        let at = self.clock.now();
+        let gaps = TimelinePath::new(&server.history, size)
+            .legs(held.end, start)
+            .map(|leg| GapRecord {
+                timeline: leg.timeline,
+                from: leg.start,
+                to: leg.end,
+                reason: "the server removed the WAL before it was received".to_owned(),
+                at,
+            })
+            .collect();
+        self.gaps.record(gaps).map_err(Trouble::Own)?;
+        tracing::error!(from = %held.end, to = %start, "WAL is lost: a gap was recorded");
+        if let Some((name, _)) = self.spool.last() {
+            self.spool.leave(name);
+        }
+        Ok((timeline, start))
+    }
+
+    /// What we hold without a gap: the later of spool and repository.
+    fn held(&self) -> Option<Position> {
+        let size = self.spool.segment_size();
+        let spooled = self.spool.last().map(|(name, held)| {
+            let end = self.spool.end_of(name, held);
+            let segment_start = if held == Held::Complete { end } else { self.spool.start_of(name) };
+            Position { timeline: name.timeline(), end, segment_start }
+        });
+        let stored = self.stored.map(|(timeline, end)| {
+            let segment_start = SegmentNumber::containing(end, size).start(size);
+            Position { timeline, end: segment_start, segment_start }
+        });
+        spooled.into_iter().chain(stored).max_by_key(|position| (position.timeline, position.end))
+    }
+
+    /// What we hold of the beginning of a segment that a new timeline shares with its parent.
+    fn prefix_of(
+        &self,
+        server: &ServerPosition,
+        timeline: TimelineId,
+        start: Lsn,
+    ) -> Result<Option<HeldPrefix>, Trouble> {
+        let size = self.spool.segment_size();
+        let parent = server.history.entries().iter().rev().find(|entry| entry.parent < timeline);
+        let Some(parent) = parent.filter(|parent| parent.switch_point > start) else { return Ok(None) };
+        let name = SegmentName::containing(parent.parent, start, size);
+        let Some(held) = self.spool.get(name) else { return Ok(None) };
+        let until = parent.switch_point.min(self.spool.end_of(name, held));
+        Ok(Some(HeldPrefix::new(self.spool.open_for_reading(name)?, until)))
+    }
+
+    fn note_beyond_fork(&self, beyond: BeyondFork) {
+        let range = wal::WalRange { timeline: beyond.timeline, start: beyond.fork, end: beyond.end };
+        tracing::warn!(timeline = %beyond.timeline, from = %beyond.fork, to = %beyond.end, "WAL beyond a fork is kept");
+        self.board.update(|status| {
+            if !status.beyond_fork.contains(&range) {
+                status.beyond_fork.push(range);
+            }
+        });
+    }
+
+    /// Draws the consequences of how a stream ended.
+    fn after_session(
+        &mut self,
+        timeline: TimelineId,
+        start: Lsn,
+        ended: &Result<SessionEnd, Trouble>,
+    ) -> Result<(), Trouble> {
+        match ended {
+            Ok(SessionEnd::Timeline { .. }) => {
+                if let Some((name, _)) = self.spool.last() {
+                    self.spool.leave(name);
+                }
+                fault_point!("receiver.timeline_left");
+                self.board.update(|status| status.counters.timeline_switches += 1);
+            }
+            Err(Trouble::Postgres(error)) if error.is_wal_removed() => {
+                let times = self.removed.filter(|r| (r.timeline, r.start) == (timeline, start)).map_or(0, |r| r.times);
+                self.removed = Some(Removed { timeline, start, times: times + 1 });
+            }
+            Err(Trouble::Spool(error)) if !error.is_no_space() => {
+                tracing::error!(%error, "the spool failed: what it holds is verified again");
+                self.spool.verify_again()?;
+            }
+            Ok(_) | Err(_) => {}
+        }
+        Ok(())
+    }
+
+    fn note(&self, trouble: &Trouble) {
+        let error = trouble.explain(self.settings.cluster.as_str());
+        tracing::warn!(cluster = %self.settings.cluster, reason = trouble.reason(), error = %trouble, "not streaming");
+        let lost = matches!(trouble, Trouble::SlotLost(_)).then(|| trouble.to_string());
+        self.board.update(|status| {
+            status.state = trouble.state();
+            status.error = Some(error);
+            status.slot_lost = lost;
+            *status.counters.reconnects.entry(trouble.reason()).or_default() += 1;
+        });
+    }
+
+    fn count_reconnect(&self, reason: &'static str) {
+        self.board.update(|status| *status.counters.reconnects.entry(reason).or_default() += 1);
+    }
+}

@@ -92,7 +92,11 @@ pub fn decide(held: Option<Position>, ours: &TimelineHistory, server: &ServerPos
     // Up to the fork both must tell the same story; beyond it ours is an end that nobody follows.
     let shared = fork.map_or(held.end, |fork| fork.min(held.end));
     if !server.history.is_continuation_of(ours, shared) {
-        return Start::Conflict(Conflict::NotAnAncestor { server: server_timeline, ours: held.timeline, end: held.end });
+        return Start::Conflict(Conflict::NotAnAncestor {
+            server: server_timeline,
+            ours: held.timeline,
+            end: held.end,
+        });
     }
     match fork {
         Some(fork) if held.end >= fork => successor(held, fork, server, size),
@@ -110,7 +114,9 @@ fn successor(held: Position, fork: Lsn, server: &ServerPosition, size: SegmentSi
     // segment have no WAL of their own before it: the last of them has the copy.
     let next = index
         .and_then(|index| {
-            entries[index + 1..].iter().find(|entry| SegmentNumber::containing(entry.switch_point, size).start(size) > start)
+            entries[index + 1..]
+                .iter()
+                .find(|entry| SegmentNumber::containing(entry.switch_point, size).start(size) > start)
         })
         .map_or(server.history.timeline(), |entry| entry.parent);
     let beyond_fork = (held.end > fork).then_some(BeyondFork { timeline: held.timeline, fork, end: held.end });

@@ -57,7 +57,8 @@ pub struct ClusterIdentity {
 pub(super) async fn all(cluster: &ClusterRepository) -> RepositoryResult<Vec<LineageRepository>> {
     let prefix = cluster_prefix(cluster.name());
     let folders = cluster.repository().objects().storage().list_folders(&prefix).await?;
-    let ids = folders.iter().filter_map(|folder| folder.rsplit('/').next()?.parse::<LineageId>().ok());
+    // Collected, because the compiler cannot see otherwise that the whole is Send.
+    let ids: Vec<LineageId> = folders.iter().filter_map(|folder| folder.rsplit('/').next()?.parse().ok()).collect();
     let mut lineages: Vec<LineageRepository> =
         stream::iter(ids).map(|id| open_listed(cluster, id)).buffered(PARALLEL).try_collect().await?;
     lineages.sort_by_key(|lineage| (lineage.document().created_at, lineage.id().number));

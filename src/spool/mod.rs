@@ -283,6 +283,3 @@ impl Spool {
         self.inner.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -52,13 +52,19 @@ impl Ledger {
         self.gaps.len() != before
     }
 
-    /// Records missing WAL. The same gap again, or one inside a recorded one, changes nothing.
+    /// Records missing WAL. What overlaps a recorded gap of the same timeline makes that one larger.
     ///
     /// Returns whether the gaps changed.
     pub fn record(&mut self, gap: GapRecord) -> bool {
-        let known = |g: &GapRecord| g.timeline == gap.timeline && g.from <= gap.from && gap.to <= g.to;
-        if gap.from >= gap.to || self.gaps.iter().any(known) {
+        if gap.from >= gap.to {
             return false;
+        }
+        let overlaps = |g: &GapRecord| g.timeline == gap.timeline && g.from <= gap.to && gap.from <= g.to;
+        if let Some(known) = self.gaps.iter_mut().find(|g| overlaps(g)) {
+            let (from, to) = (known.from.min(gap.from), known.to.max(gap.to));
+            let larger = (from, to) != (known.from, known.to);
+            (known.from, known.to) = (from, to);
+            return larger;
         }
         self.gaps.push(gap);
         self.gaps.sort_by_key(|gap| (gap.timeline, gap.from));
@@ -75,7 +81,8 @@ impl Ledger {
         &self.proven
     }
 
-    /// Holes between the proven ranges of one timeline: what a listing of stored WAL tells about gaps.
+    /// Holes between the ranges of each timeline: what a listing of stored WAL tells about gaps. Retention makes holes as
+    /// well, where WAL between old backups is no longer kept: so these are not recorded, only shown.
     pub fn holes(coverage: &Coverage) -> Vec<Gap> {
         let mut holes = Vec::new();
         for timeline in coverage.timelines() {
@@ -116,6 +123,8 @@ mod tests {
         assert!(!ledger.record(gap(12, 18)));
         assert!(!ledger.record(gap(5, 5)));
         assert_eq!(ledger.gaps().len(), 1);
+        assert!(ledger.record(gap(15, 30)));
+        assert_eq!(ledger.gaps()[0].range(), gap(10, 30).range());
     }
 
     #[test]

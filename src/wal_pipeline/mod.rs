@@ -1,10 +1,13 @@
 //! The way of the WAL for one cluster: receiver, spool and archiver tied together, and what the daemon sees of them.
 
+mod gap_store;
+mod home;
 mod ledger;
 mod parts;
 mod pipeline;
 mod status;
 
+pub(crate) use gap_store::GapStore;
 pub use ledger::{GapRecord, Ledger};
 pub use parts::{WalParts, WalSettings};
 pub use pipeline::WalPipeline;

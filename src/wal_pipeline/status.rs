@@ -136,6 +136,9 @@ pub struct WalStatus {
     /// When the server last told anything, by the wall clock of this machine.
     pub last_message: Option<PgTime>,
 
+    /// How far this machine's wall clock was ahead of the server's at its last message, travel time included.
+    pub clock_offset_micros: Option<i64>,
+
     /// Files in the spool that are not yet confirmed in the repository.
     pub spool_segments: u64,
     /// Bytes that the spool takes on disk.
@@ -193,6 +196,14 @@ impl StatusBoard {
     /// Changes the snapshot in place.
     pub fn update(&self, change: impl FnOnce(&mut WalStatus)) {
         self.sender.send_modify(change);
+    }
+
+    /// Changes the snapshot without waking those who wait for a change: for what changes with every message.
+    pub fn update_quietly(&self, change: impl FnOnce(&mut WalStatus)) {
+        self.sender.send_if_modified(|status| {
+            change(status);
+            false
+        });
     }
 
     /// Reads from the snapshot.

@@ -7,5 +7,6 @@
 pub mod pg;
 pub mod pgvault;
 pub mod s3;
+pub mod vault;
 pub mod wal_truth;
 pub mod waldump;

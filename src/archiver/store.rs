@@ -1,0 +1,195 @@
+//! Puts that are repeated until they succeed.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::Mutex;
+use wal::{Lsn, SegmentName, TimelineId, XactIndex};
+
+use crate::error::Error;
+use crate::fault_point;
+use crate::receiver::Backoff;
+use crate::repository::{LineageRepository, PlainSource, RepositoryError, SegmentMeta, Stored};
+use crate::spool::{Spool, SpoolError};
+use crate::storage::StorageErrorKind;
+use crate::wal_pipeline::StatusBoard;
+
+/// Where segments and tails go. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Store {
+    pub(super) spool: Spool,
+    pub(super) repository: LineageRepository,
+    pub(super) board: StatusBoard,
+    /// Timelines whose history is known to be stored.
+    pub(super) histories: Arc<Mutex<BTreeSet<TimelineId>>>,
+}
+
+/// A part of a segment that is not complete.
+#[derive(Clone, Debug)]
+pub(super) struct TailPiece {
+    pub(super) segment: SegmentName,
+    pub(super) from: Lsn,
+    pub(super) to: Lsn,
+    pub(super) index: XactIndex,
+}
+
+/// Why an attempt to store failed.
+#[derive(Debug, thiserror::Error)]
+enum StoreError {
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}
+
+impl Store {
+    /// Stores a complete segment. Returns only when the repository has confirmed it.
+    pub(super) async fn segment(self, name: SegmentName, index: XactIndex) -> Stored {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.try_segment(name, &index).await {
+                Ok(stored) => {
+                    fault_point!("archiver.put");
+                    self.succeeded(&stored, self.spool.segment_size().bytes());
+                    return stored;
+                }
+                Err(error) => self.failed(&error, name.to_string(), &mut backoff).await,
+            }
+        }
+    }
+
+    /// Stores a tail. Returns only when the repository has confirmed it.
+    pub(super) async fn tail(self, piece: TailPiece) -> TailPiece {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.try_tail(&piece).await {
+                Ok(stored) => {
+                    fault_point!("archiver.tail_put");
+                    self.succeeded(&stored, piece.to.bytes_since(piece.from));
+                    return piece;
+                }
+                Err(error) => {
+                    let what = format!("{} from {} to {}", piece.segment, piece.from, piece.to);
+                    self.failed(&error, what, &mut backoff).await;
+                }
+            }
+        }
+    }
+
+    async fn try_segment(&self, name: SegmentName, index: &XactIndex) -> Result<Stored, StoreError> {
+        self.put_histories(name.timeline()).await?;
+        let source = PlainSource::File(self.spool.path(name));
+        Ok(self.repository.put_segment(&self.meta(name), index, source).await?)
+    }
+
+    async fn try_tail(&self, piece: &TailPiece) -> Result<Stored, StoreError> {
+        self.put_histories(piece.segment.timeline()).await?;
+        let (spool, name, from, to) = (self.spool.clone(), piece.segment, piece.from, piece.to);
+        let plain = tokio::task::spawn_blocking(move || read_part(&spool, name, from, to))
+            .await
+            .map_err(|error| SpoolError::Helper(error.to_string()))??;
+        Ok(self.repository.put_tail(&self.meta(name), from, plain, &piece.index).await?)
+    }
+
+    /// History files first: WAL of a timeline means nothing without its ancestry.
+    async fn put_histories(&self, timeline: TimelineId) -> Result<(), StoreError> {
+        let mut known = self.histories.lock().await;
+        if known.contains(&timeline) {
+            return Ok(());
+        }
+        let spool = self.spool.clone();
+        let histories = tokio::task::spawn_blocking(move || spool.histories())
+            .await
+            .map_err(|error| SpoolError::Helper(error.to_string()))??;
+        for &timeline in histories.keys() {
+            if known.contains(&timeline) {
+                continue;
+            }
+            if let Some(bytes) = self.spool.history_bytes(timeline)? {
+                self.repository.put_history(timeline, &bytes).await?;
+                fault_point!("archiver.history_put");
+                known.insert(timeline);
+            }
+        }
+        known.insert(timeline);
+        Ok(())
+    }
+
+    fn meta(&self, name: SegmentName) -> SegmentMeta {
+        let version = self.board.read(|status| status.postgres_version);
+        SegmentMeta { name, postgres_version: version.unwrap_or(self.repository.document().postgres_version) }
+    }
+
+    fn succeeded(&self, stored: &Stored, plain: u64) {
+        self.board.update(|status| {
+            status.archive_error = None;
+            if !stored.already_there {
+                status.counters.archived_raw_bytes += plain;
+                status.counters.archived_stored_bytes += stored.size;
+            }
+        });
+    }
+
+    async fn failed(&self, error: &StoreError, what: String, backoff: &mut Backoff) {
+        tracing::warn!(%what, %error, "not stored");
+        let reason = reason(error);
+        let explained = explain(error, &what);
+        self.board.update(|status| {
+            *status.counters.archive_errors.entry(reason).or_default() += 1;
+            status.archive_error = Some(explained);
+        });
+        let pause = match error {
+            StoreError::Repository(error) if error.is_transient() => backoff.pause(rand::random()),
+            StoreError::Repository(RepositoryError::Storage(_)) | StoreError::Spool(_) => backoff.pause(rand::random()),
+            // Only a person can change it.
+            StoreError::Repository(_) => backoff.longest(rand::random()),
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn read_part(spool: &Spool, name: SegmentName, from: Lsn, to: Lsn) -> Result<Bytes, SpoolError> {
+    let io = |source| SpoolError::Io { path: spool.path(name), source };
+    let len = usize::try_from(to.bytes_since(from)).map_err(|error| io(std::io::Error::other(error)))?;
+    let mut plain = vec![0; len];
+    let file = spool.open_for_reading(name)?;
+    file.read_exact_at(&mut plain, from.bytes_since(spool.start_of(name))).map_err(io)?;
+    Ok(plain.into())
+}
+
+fn explain(error: &StoreError, what: &str) -> Error {
+    let (code, help) = match error {
+        StoreError::Repository(RepositoryError::Storage(error)) => {
+            let code = if error.kind == StorageErrorKind::Corrupt {
+                crate::error::ErrorCode::Damaged
+            } else {
+                crate::error::ErrorCode::RepositoryDenied
+            };
+            (code, "it is tried again by itself; look at the store: pgvault repo check")
+        }
+        StoreError::Repository(RepositoryError::Conflict { .. }) => {
+            (crate::error::ErrorCode::Conflict, "find out which of the two is the right WAL: both are kept")
+        }
+        StoreError::Repository(_) => (crate::error::ErrorCode::Damaged, "look at the repository: pgvault repo check"),
+        StoreError::Spool(_) => (crate::error::ErrorCode::Spool, "look at the spool's file system"),
+    };
+    Error::new(code, format!("cannot store WAL {what}")).caused_by(error).help(help)
+}
+
+fn reason(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Spool(_) => "spool",
+        StoreError::Repository(RepositoryError::Storage(error)) => match error.kind {
+            StorageErrorKind::Denied => "denied",
+            StorageErrorKind::Transient => "transient",
+            StorageErrorKind::Full => "full",
+            StorageErrorKind::Corrupt => "corrupt",
+            StorageErrorKind::NotFound | StorageErrorKind::Other => "other",
+        },
+        StoreError::Repository(RepositoryError::Conflict { .. }) => "conflict",
+        StoreError::Repository(RepositoryError::Damaged { .. } | RepositoryError::Mismatch { .. }) => "damaged",
+        StoreError::Repository(_) => "other",
+    }
+}

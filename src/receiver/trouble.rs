@@ -1,0 +1,157 @@
+//! What can end an attempt to stream, and what follows from it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use wal::{Lsn, SegmentName};
+
+use super::start::Conflict;
+use crate::error::{Error, ErrorCode};
+use crate::primary::PgError;
+use crate::spool::{SpoolError, WriteError};
+use crate::wal_pipeline::WalState;
+
+/// Why WAL does not flow.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Trouble {
+    /// The conversation with the server failed.
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+    /// The spool cannot take WAL.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The server sends other bytes than we hold.
+    #[error("the server's WAL differs from ours at {at} in segment {segment}")]
+    Diverged {
+        /// The segment.
+        segment: SegmentName,
+        /// First byte that differs.
+        at: Lsn,
+        /// Where the server's bytes are kept.
+        kept_as: Option<PathBuf>,
+    },
+    /// The server is not the one whose WAL we hold.
+    #[error("{}", .0.message())]
+    Refused(Error),
+    /// The server's history does not continue ours.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// The server's WAL ends before what we need next.
+    #[error("the server's WAL ends at {server_end}, we hold {held}")]
+    Held {
+        /// Where it ends.
+        server_end: Lsn,
+        /// Where ours ends.
+        held: Lsn,
+    },
+    /// The slot is not usable and not ours to make.
+    #[error("{}", .0.message())]
+    SlotLost(Error),
+    /// Nothing was heard from the server for too long.
+    #[error("the server was silent for {} s", .0.as_secs())]
+    Silent(Duration),
+    /// Something of our own failed.
+    #[error("{}", .0.message())]
+    Own(Error),
+}
+
+impl From<WriteError> for Trouble {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::Spool(error) => Self::Spool(error),
+            WriteError::Divergence { segment, at } => Self::Diverged { segment, at, kept_as: None },
+        }
+    }
+}
+
+/// How long to wait before the next attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pause {
+    /// A little longer each time.
+    Growing,
+    /// Only a person can change it: rarely.
+    Longest,
+    /// Until the archiver has made room: a short look each time.
+    ForRoom,
+}
+
+impl Trouble {
+    /// What to show meanwhile.
+    pub(super) fn state(&self) -> WalState {
+        match self {
+            Self::Postgres(_) | Self::Silent(_) | Self::Own(_) => WalState::Connecting,
+            Self::Spool(error) if error.is_no_space() => WalState::Stalled,
+            Self::Spool(_) => WalState::Connecting,
+            Self::Diverged { .. } => WalState::Diverged,
+            Self::Refused(_) | Self::Conflict(_) => WalState::Refused,
+            Self::Held { .. } => WalState::Held,
+            Self::SlotLost(_) => WalState::SlotLost,
+        }
+    }
+
+    /// When to try again.
+    pub(super) fn pause(&self) -> Pause {
+        match self {
+            Self::Postgres(error) if error.is_transient() || error.is_wal_removed() => Pause::Growing,
+            Self::Spool(error) if error.is_no_space() => Pause::ForRoom,
+            Self::Silent(_) | Self::Spool(_) | Self::Held { .. } => Pause::Growing,
+            Self::Postgres(_) | Self::Diverged { .. } | Self::Refused(_) | Self::Conflict(_) => Pause::Longest,
+            Self::SlotLost(_) | Self::Own(_) => Pause::Longest,
+        }
+    }
+
+    /// The label under which it is counted.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::Postgres(PgError::Auth { .. } | PgError::Refused(_) | PgError::Tls { .. }) => "auth",
+            Self::Postgres(error) if error.is_wal_removed() || error.is_slot_in_use() => "slot",
+            Self::Postgres(error) if error.is_transient() => "network",
+            Self::Silent(_) => "network",
+            Self::SlotLost(_) => "slot",
+            Self::Spool(_) => "spool",
+            Self::Conflict(_) | Self::Diverged { .. } => "timeline",
+            Self::Postgres(_) | Self::Refused(_) | Self::Held { .. } | Self::Own(_) => "other",
+        }
+    }
+
+    /// What a person reads.
+    pub(super) fn explain(&self, cluster: &str) -> Error {
+        let doing = format!("cannot stream WAL of \"{cluster}\"");
+        match self {
+            Self::Postgres(error) => error.explain(doing),
+            Self::Spool(error) => {
+                let code = if error.is_no_space() { ErrorCode::Spool } else { ErrorCode::Unclassified };
+                let code = if matches!(error, SpoolError::InUse { .. }) { ErrorCode::AnotherWriter } else { code };
+                Error::new(if code == ErrorCode::Unclassified { ErrorCode::Spool } else { code }, doing)
+                    .because(error)
+                    .because("the connection is closed so that the primary is not slowed; its slot retains WAL")
+                    .help("see why archiving lags: pgvault status; or give the spool more room: [spool] max_size")
+            }
+            Self::Diverged { segment, at, kept_as } => {
+                let error =
+                    Error::new(ErrorCode::TimelineConflict, format!("{doing}: two histories of segment {segment}"))
+                        .because(format!(
+                            "the server sends other bytes than we hold from {at} on, on the same timeline"
+                        ))
+                        .because("its storage went back in time, or another server took its place");
+                let error = match kept_as {
+                    Some(path) => error.because(format!("the server's bytes are kept in {}", path.display())),
+                    None => error,
+                };
+                error.help("find out which history is the right one before anything else: both are kept")
+            }
+            Self::Refused(error) | Self::SlotLost(error) | Self::Own(error) => error.clone(),
+            Self::Conflict(conflict) => Error::new(ErrorCode::TimelineConflict, doing)
+                .because(conflict)
+                .help("point conninfo at the present primary, or give this server another cluster name"),
+            Self::Held { server_end, held } => {
+                Error::new(ErrorCode::TimelineConflict, format!("{doing}: the server lost WAL that we hold"))
+                    .because(format!("its WAL ends at {server_end}; ours reaches to {held} on the same timeline"))
+                    .because("what lies between was acknowledged, perhaps, and exists only here; it is kept")
+                    .help("recover from pgvault what the server lost, or start the cluster anew under another name")
+            }
+            Self::Silent(limit) => Error::new(ErrorCode::PostgresFailed, doing)
+                .because(format!("no data and no keepalive for {} s", limit.as_secs())),
+        }
+    }
+}

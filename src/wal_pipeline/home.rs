@@ -1,0 +1,130 @@
+//! Which lineage a cluster's WAL belongs to, as our own stores know it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use recovery::LineageId;
+use wal::{Lsn, SegmentSize, SystemIdentifier, TimelineId};
+
+use crate::durable;
+use crate::error::{Error, ErrorCode, Result};
+use crate::repository::{ClusterRepository, LineageRepository, RepositoryResult};
+use crate::spool::{Spool, SpoolError};
+
+/// Name of the file that says which lineage a spool folder belongs to, so that WAL can be received while the repository is
+/// away.
+const IDENTITY: &str = "identity.json";
+
+/// A lineage's fixed facts.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Home {
+    /// The lineage.
+    pub(super) lineage: LineageId,
+    /// Its cluster's number.
+    pub(super) system_identifier: SystemIdentifier,
+    /// Size of its segments.
+    pub(super) segment_size: SegmentSize,
+    /// `server_version_num` of the first server seen.
+    pub(super) postgres_version: u32,
+}
+
+impl Home {
+    /// As the repository knows it.
+    pub(super) fn of(lineage: &LineageRepository) -> Self {
+        Self {
+            lineage: lineage.id(),
+            system_identifier: lineage.system_identifier(),
+            segment_size: lineage.segment_size(),
+            postgres_version: lineage.document().postgres_version,
+        }
+    }
+
+    /// As the spool knows it: of several lineages, the one begun last. Blocks on disk.
+    pub(super) fn in_spool(cluster_dir: &Path) -> Result<Option<Self>> {
+        let failed = |path: &Path, error: &dyn std::error::Error| {
+            Error::new(ErrorCode::Spool, format!("the spool in {} cannot be read: {error}", path.display()))
+        };
+        let entries = match fs::read_dir(cluster_dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            entries => entries.map_err(|error| failed(cluster_dir, &error))?,
+        };
+        let mut newest: Option<(std::time::SystemTime, Self)> = None;
+        for entry in entries {
+            let path = entry.map_err(|error| failed(cluster_dir, &error))?.path().join(IDENTITY);
+            let (text, made) = match fs::read(&path).and_then(|text| Ok((text, fs::metadata(&path)?.modified()?))) {
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                    continue;
+                }
+                read => read.map_err(|error| failed(&path, &error))?,
+            };
+            let home = serde_json::from_slice(&text).map_err(|error| failed(&path, &error))?;
+            if newest.as_ref().is_none_or(|(newest, _)| made > *newest) {
+                newest = Some((made, home));
+            }
+        }
+        Ok(newest.map(|(_, home)| home))
+    }
+
+    /// Its spool folder.
+    pub(super) fn dir(&self, cluster_dir: &Path) -> PathBuf {
+        cluster_dir.join(self.lineage.to_string())
+    }
+
+    /// Writes the identity into the spool folder, unless it is there. Blocks on disk.
+    pub(super) fn keep(&self, cluster_dir: &Path) -> std::result::Result<(), SpoolError> {
+        let dir = self.dir(cluster_dir);
+        let path = dir.join(IDENTITY);
+        let io = |source| SpoolError::Io { path: path.clone(), source };
+        durable::create_dir_all(&dir, durable::PRIVATE_DIR).map_err(io)?;
+        if path.exists() {
+            return Ok(());
+        }
+        let text = serde_json::to_vec_pretty(self).map_err(|error| io(error.into()))?;
+        durable::replace(&path, &text).map_err(io)
+    }
+}
+
+/// What the repository holds already.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StoredEnds {
+    /// Timeline and end of its newest WAL, tails included.
+    pub(super) newest: Option<(TimelineId, Lsn)>,
+    /// End of its whole segments.
+    pub(super) archived: Option<Lsn>,
+}
+
+/// Copies the stored histories into the spool and tells where the stored WAL ends.
+pub(super) async fn look(repository: &LineageRepository, spool: &Spool) -> Result<StoredEnds> {
+    let catalog = repository.catalog().await?;
+    for &timeline in catalog.histories.keys() {
+        if let Some(bytes) = repository.history_bytes(timeline).await? {
+            // A difference is found, and refused, when the spool's is stored.
+            let spool = spool.clone();
+            let keep = move || spool.keep_history(timeline, &bytes);
+            tokio::task::spawn_blocking(keep).await.map_err(|error| SpoolError::Helper(error.to_string()))??;
+        }
+    }
+    let newest = catalog.coverage.timelines().max().and_then(|timeline| {
+        let end = catalog.coverage.ranges(timeline).map(|range| range.end).max()?;
+        Some((timeline, end))
+    });
+    let size = spool.segment_size();
+    let archived = newest.map(|(_, end)| wal::SegmentNumber::containing(end, size).start(size));
+    Ok(StoredEnds { newest, archived })
+}
+
+/// The lineage in the repository: the one we know, or the newest.
+pub(super) async fn open_lineage(
+    cluster: &ClusterRepository,
+    known: Option<&Home>,
+) -> RepositoryResult<Option<LineageRepository>> {
+    match known {
+        Some(home) => match cluster.lineage(home.lineage).await {
+            Ok(lineage) => Ok(Some(lineage)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        },
+        None => cluster.newest_lineage().await,
+    }
+}
