@@ -4,6 +4,8 @@
 
 mod support;
 
+mod commits_are_found;
+mod format_is_readable;
 mod layering;
 mod primary_connects;
 mod receive;

@@ -1,6 +1,7 @@
 //! Headers of stored WAL, remembered on local disk so that searching needs no request twice.
 //!
 //! One append-only file of JSON lines per timeline and 4-GiB log: `<dir>/<repository id>/<cluster>/<lineage>/<tli>-<log>.jsonl`.
+//! Headers of tails are remembered in memory only, until their segment is complete: there may be one every second.
 //! It is a cache: whatever is missing, cut short or unreadable in it is read from the repository again, and a header that
 //! turns out to differ from the stored one makes it forget everything.
 
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::repository::layout::LineageKeys;
-use crate::repository::{Repository, WalHeader};
+use crate::repository::{Repository, WalHeader, WalKind};
 use crate::storage::ObjectKey;
 
 #[cfg(test)]
@@ -68,11 +69,16 @@ impl HeaderCache {
 
     /// Remembers a header. A cache that cannot be written is no error: the header will be read again.
     pub(super) fn remember(&self, key: &ObjectKey, header: &WalHeader) {
-        let group = group_of(header);
+        let group = group(header.segment);
         let mut files = self.lock();
-        if files.file(&group).headers.insert(key.as_str().to_owned(), header.clone()).as_ref() == Some(header) {
+        let headers = &mut files.file(&group).headers;
+        if headers.insert(key.as_str().to_owned(), header.clone()).as_ref() == Some(header) {
             return;
         }
+        if header.kind == WalKind::Tail {
+            return;
+        }
+        headers.retain(|_, other| other.kind == WalKind::Segment || other.segment != header.segment);
         if let Some(dir) = files.dir.clone()
             && let Err(error) = append(&dir, &group, key, header)
         {
@@ -95,11 +101,6 @@ impl HeaderCache {
     fn lock(&self) -> MutexGuard<'_, Files> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The file that remembers this header.
-pub(super) fn group_of(header: &WalHeader) -> String {
-    group(header.segment)
 }
 
 /// The file that remembers the headers of this segment and its tails.

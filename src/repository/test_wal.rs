@@ -214,6 +214,17 @@ impl WalWriter {
     }
 }
 
+/// The first page of a segment of any size.
+pub(super) fn first_page(size: SegmentSize, number: u64) -> Vec<u8> {
+    let mut wal = WalWriter::new(1, 0);
+    wal.record(0, 0x20, 0, &[]);
+    let mut page = wal.bytes;
+    page[8..16].copy_from_slice(&(number * size.bytes()).to_le_bytes());
+    page[32..36].copy_from_slice(&(size.bytes() as u32).to_le_bytes());
+    page.resize(PAGE as usize, 0);
+    page
+}
+
 /// Noise that does not compress, the same at every call.
 pub(super) fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9E37_79B9_7F4A_7C15u64;

@@ -8,5 +8,6 @@ pub mod pg;
 pub mod pgvault;
 pub mod s3;
 pub mod vault;
+pub mod stored_wal;
 pub mod wal_truth;
 pub mod waldump;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use recovery::{Answer, Question};
 use wal::{Lsn, PgTime};
 
+use super::group;
 use crate::repository::LineageRepository;
 use crate::repository::layout::LineageObject;
 use crate::repository::test_wal::{SIZE, WalWriter, lineage_with_cache, name, timeline};
@@ -125,4 +126,22 @@ async fn a_cache_of_another_repository_is_not_used() {
     let key = lineage.keys().key(&LineageObject::Segment(name(1, 5)));
     assert!(storage.head(&key).await.unwrap().is_some());
     assert_eq!(lineage.segment_header(name(1, 5)).await.unwrap().map(|h| h.start_lsn), Some(Lsn::new(5 * SIZE)));
+}
+
+#[tokio::test]
+async fn headers_of_tails_are_remembered_until_their_segment_is_complete() {
+    let dir = tempfile::tempdir().unwrap();
+    let lineage = lineage_with_cache(Arc::new(MemoryStorage::new()), Some(dir.path())).await;
+    let mut wal = WalWriter::new(1, 5);
+    wal.commit(10, 100);
+    wal.noop(20_000);
+    wal.store(&lineage, 5_000).await;
+    let chain = lineage.tail_chain(name(1, 5)).await.unwrap().unwrap();
+    let keys: Vec<_> = chain.pieces.iter().map(|piece| lineage.keys().key(&LineageObject::Tail(*piece))).collect();
+    let remembered = || keys.iter().filter(|key| lineage.inner.headers.get(key, &group(name(1, 5))).is_some()).count();
+    assert_eq!(remembered(), keys.len());
+    assert!(!dir.path().join(lineage.repository().marker().id.as_str()).exists(), "tails were written down");
+    wal.fill_segment();
+    wal.store(&lineage, 5_000).await;
+    assert_eq!(remembered(), 0);
 }

@@ -2,15 +2,19 @@ use std::fs;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use wal::{SegmentName, TimelineHistory, XactIndex};
+use wal::{PgTime, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, XactIndex};
 
 use crate::codec::digest::sha256;
 use crate::error::{Error, ErrorCode};
 use crate::repository::layout::{LineageObject, ObjectName, Parsed};
 use crate::repository::test_wal::{
-    Overwriting, SIZE, SYSTEM, VERSION, WalWriter, lineage, meta, name, replace, segment, timeline,
+    Overwriting, SIZE, SYSTEM, VERSION, WalWriter, first_page, identity, lineage, meta, name, noise, replace, root,
+    segment, timeline,
 };
-use crate::repository::{LineageRepository, PlainSource, RepositoryError, Stored};
+use crate::repository::{
+    ClusterIdentity, ClusterName, LineageRepository, PlainSource, Repository, RepositoryError, RepositoryId,
+    RepositoryOptions, SegmentMeta, Stored,
+};
 use crate::storage::faulty::{Fault, Faulty, Operation, Rule};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{ObjectKey, Storage, StorageErrorKind};
@@ -74,7 +78,7 @@ async fn the_same_segment_twice_is_success_once() {
     let plain = segment(1, 5, 10, 100);
     let first = put(&lineage, 5, &plain).await.unwrap();
     // Another writer knows other commit times and compresses otherwise; the WAL is the same.
-    let index = XactIndex::start(Some(wal::PgTime::from_micros(7)));
+    let index = XactIndex::start(Some(PgTime::from_micros(7)));
     let again = lineage.put_segment(&meta(1, 5), &index, PlainSource::Bytes(plain)).await.unwrap();
     assert!(again.already_there);
     assert_eq!((again.size, again.sha256), (first.size, first.sha256));
@@ -274,4 +278,38 @@ async fn a_sink_that_fails_is_its_own_error() {
     put(&lineage, 5, &segment(1, 5, 10, 100)).await.unwrap();
     let error = lineage.fetch_segment(name(1, 5), &mut Full).await.unwrap_err();
     assert!(matches!(error, RepositoryError::Sink(_)), "{error}");
+}
+
+#[tokio::test]
+async fn a_segment_too_large_for_memory_is_built_in_a_file_that_goes_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let scratch = dir.path().join("scratch");
+    fs::create_dir(&scratch).unwrap();
+    let storage = Arc::new(MemoryStorage::new());
+    let size = SegmentSize::new(128 << 20).unwrap();
+    let options = RepositoryOptions { scratch_dir: scratch.clone(), ..RepositoryOptions::default() };
+    let store = Arc::<MemoryStorage>::clone(&storage);
+    let now = PgTime::from_micros(0);
+    let repository = Repository::create_or_open(store, options, now, RepositoryId::new([1; 16])).await.unwrap();
+    let server = ClusterIdentity { segment_size: size, ..identity(root()) };
+    let cluster = repository.cluster(&ClusterName::new("main").unwrap());
+    let lineage = cluster.lineage_for(&server, false, now).await.unwrap();
+    let mut plain = first_page(size, 5);
+    plain.extend(noise(1 << 20));
+    plain.resize(128 << 20, 0);
+    let path = dir.path().join("segment");
+    fs::write(&path, &plain).unwrap();
+    let name = SegmentName::new(timeline(1), SegmentNumber::new(5), size);
+    let meta = SegmentMeta { name, postgres_version: VERSION };
+    for already_there in [false, true] {
+        let source = PlainSource::File(path.clone());
+        let stored = lineage.put_segment(&meta, &XactIndex::start(None), source).await.unwrap();
+        assert_eq!(stored.already_there, already_there);
+        assert_eq!(stored.sha256, sha256(&storage.get(&stored.key).await.unwrap()));
+        assert_eq!(fs::read_dir(&scratch).unwrap().count(), 0);
+    }
+    assert!(fetch(&lineage, name).await.unwrap() == plain);
+    // Eight frames of 16 MiB, so that a reader needs no more memory than that.
+    let object = storage.get(&lineage.keys().key(&LineageObject::Segment(name))).await.unwrap();
+    assert_eq!(object.windows(4).filter(|bytes| *bytes == [0x28, 0xB5, 0x2F, 0xFD]).count(), 8);
 }

@@ -1,0 +1,621 @@
+#!/usr/bin/env python3
+"""Reads a pgvault repository without pgvault.
+
+Written from docs/FORMAT.md alone, so that whoever has that page can restore even when nothing else is left. Needs Python
+3.11 and zstd: the module `compression.zstd` (Python 3.14), the module `zstandard`, or the command `zstd`. Reads a repository in a
+local directory; copy a bucket down first (`aws s3 sync s3://bucket/prefix DIR`).
+
+    read_repository.py DIR list                                  clusters, lineages, backups, WAL
+    read_repository.py DIR wal CLUSTER SEGMENT OUT               one WAL segment, or 0000000N.history
+    read_repository.py DIR restore CLUSTER BACKUP TARGET         the files of a base backup, into an empty directory
+    read_repository.py DIR verify                                reads everything and checks every checksum
+
+Every checksum that is on the way is checked (BLAKE3 only where the module `blake3` is there); anything wrong ends the program
+with exit code 1. A restored backup is a data directory: give it a restore_command that calls `wal` and a recovery.signal.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from array import array
+
+FORMAT = 1
+KNOWN_FEATURES = set()
+SKIPPABLE = bytes.fromhex("502A4D18")
+LINEAGE = re.compile(r"[0-9]+-[1-9][0-9]*\Z")
+SEGMENT = re.compile(r"[0-9A-F]{24}\Z")
+PIECE = re.compile(r"([0-9A-F]{16})-([0-9A-F]{16})\.zst\Z")
+# How much plaintext is decompressed at a time.
+BATCH = 64 << 20
+
+
+class Damaged(Exception):
+    """Stored bytes are not what they must be."""
+
+
+# --- zstd ---------------------------------------------------------------------------------------------------------------
+
+
+def zstd_by_command(frames):
+    if shutil.which("zstd") is None:
+        raise SystemExit("zstd is needed: install the command zstd, or the Python module zstandard")
+    done = subprocess.run(["zstd", "-dcq", "--no-progress"], input=frames, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise Damaged("zstd: " + done.stderr.decode(errors="replace").strip())
+    return done.stdout
+
+
+def choose_zstd():
+    try:
+        from compression import zstd  # Python 3.14
+
+        return zstd.decompress
+    except ImportError:
+        pass
+    try:
+        import zstandard
+    except ImportError:
+        return zstd_by_command
+
+    def decompress(frames):
+        try:
+            return b"".join(zstandard.ZstdDecompressor().read_to_iter(frames, read_across_frames=True))
+        except zstandard.ZstdError as error:
+            raise Damaged(f"zstd: {error}") from error
+
+    return decompress
+
+
+decompress = choose_zstd()
+
+# --- checksums ------------------------------------------------------------------------------------------------------------
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def crc32c_tables():
+    """Castagnoli, for one byte and for two bytes at a time."""
+    one = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        one.append(value)
+    two = []
+    for word in range(65536):
+        value = one[word & 255] ^ word >> 8
+        two.append(one[value & 255] ^ value >> 8)
+    return one, two
+
+
+CRC_BYTE, CRC_WORD = crc32c_tables()
+
+
+def crc32c(data, crc=0):
+    """CRC-32C of `data`, going on from `crc`."""
+    crc ^= 0xFFFFFFFF
+    even = len(data) & ~1
+    words = array("H", bytes(data[:even]))
+    if sys.byteorder == "big":
+        words.byteswap()
+    table = CRC_WORD
+    for word in words:
+        crc = table[(crc ^ word) & 0xFFFF] ^ crc >> 16
+    for byte in data[even:]:
+        crc = CRC_BYTE[(crc ^ byte) & 255] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def blake3_of(data):
+    """The BLAKE3 hash, or None where the module is missing: then SHA-256 and CRC-32C must do."""
+    try:
+        import blake3
+    except ImportError:
+        return None
+    return blake3.blake3(data).hexdigest()
+
+
+# --- documents and headers (sections 2 and 4) -----------------------------------------------------------------------------
+
+
+def need(condition, what):
+    if not condition:
+        raise Damaged(what)
+
+
+def readable(document):
+    """Refuses what a newer version wrote."""
+    need(document["format"] <= FORMAT, f"needs format version {document['format']}, this reader knows {FORMAT}")
+    unknown = set(document["features"]) - KNOWN_FEATURES
+    need(not unknown, f"uses features that this reader does not know: {sorted(unknown)}")
+    return document
+
+
+def sealed(path, kind):
+    """A sealed document: JSON, then a line with the SHA-256 of everything before that line."""
+    data = path.read_bytes()
+    cut = data.rstrip(b"\n").rfind(b"\n") + 1
+    need(cut > 0, f"{path}: no checksum line")
+    try:
+        seal = json.loads(data[cut:])
+    except ValueError as error:
+        raise Damaged(f"{path}: {error}") from error
+    need(seal == {"sha256": sha256(data[:cut])}, f"{path}: wrong checksum")
+    document = readable(json.loads(data[:cut]))
+    need(document["kind"] == kind, f"{path}: a document of kind {document['kind']}, not {kind}")
+    return document
+
+
+def wal_header(path, data):
+    """The header in front of stored WAL, and where the zstd frames start."""
+    need(data[:4] == SKIPPABLE and data[8:16] == b"PGVWAL1\n", f"{path}: not stored WAL")
+    frame, length = struct.unpack_from("<I", data, 4)[0], struct.unpack_from("<I", data, 16)[0]
+    need(frame == 12 + length + 32 and len(data) >= 8 + frame, f"{path}: its header is cut short")
+    content = data[8 : 8 + frame]
+    need(hashlib.sha256(content[:-32]).digest() == content[-32:], f"{path}: wrong checksum of its header")
+    return readable(json.loads(content[12:-32])), 8 + frame
+
+
+def lsn(text):
+    high, low = text.split("/")
+    return int(high, 16) << 32 | int(low, 16)
+
+
+def read_wal(path, kind, segment, start, length, lineage):
+    """The plaintext of a stored segment or tail, once everything about it was found right."""
+    data = path.read_bytes()
+    header, frames = wal_header(path, data)
+    expected = {
+        "kind": kind,
+        "system_identifier": lineage["system_identifier"],
+        "timeline": int(segment[:8], 16),
+        "segment": segment,
+        "segment_size": lineage["segment_size"],
+        "length": length,
+    }
+    for member, value in expected.items():
+        need(header[member] == value, f"{path}: {member} is {header[member]}, not {value}")
+    need(lsn(header["start_lsn"]) == start, f"{path}: it starts at {header['start_lsn']}")
+    plain = decompress(data[frames:])
+    need(len(plain) == length, f"{path}: {len(plain)} bytes in place of {length}")
+    need(sha256(plain) == header["sha256"], f"{path}: wrong checksum of its content")
+    return plain
+
+
+# --- the repository (sections 1 and 3) ------------------------------------------------------------------------------------
+
+
+class Repository:
+    def __init__(self, root):
+        self.root = pathlib.Path(root)
+        marker = self.root / "pgvault-repository.json"
+        if not marker.exists():
+            raise SystemExit(f"{self.root} is no pgvault repository: it has no {marker.name}")
+        self.marker = sealed(marker, "repository")
+
+    def clusters(self):
+        for folder in sorted(self.root.iterdir()):
+            if folder.is_dir() and re.fullmatch(r"[a-z0-9_-]{1,63}", folder.name) and folder.name != "keys":
+                if any(LINEAGE.match(child.name) for child in folder.iterdir()):
+                    yield folder
+
+    def lineages(self, cluster):
+        """Oldest first."""
+        folder = self.root / cluster
+        if not folder.is_dir():
+            raise SystemExit(f"no cluster {cluster} in {self.root}")
+        found = [Lineage(child) for child in folder.iterdir() if LINEAGE.match(child.name)]
+        return sorted(found, key=lambda lineage: (lineage.document["created_at"], lineage.number))
+
+
+class Lineage:
+    def __init__(self, folder):
+        self.folder = folder
+        self.document = sealed(folder / "lineage.json", "lineage")
+        need(self.document["lineage"] == folder.name, f"{folder}: it describes {self.document['lineage']}")
+        need(self.document["cluster"] == folder.parent.name, f"{folder}: it is of {self.document['cluster']}")
+        self.number = int(folder.name.rsplit("-")[1])
+        self.size = self.document["segment_size"]
+        self.wal = folder / "wal"
+
+    # WAL
+
+    def segment_path(self, segment):
+        return self.wal / segment[:8] / segment[8:16] / f"{segment}.zst"
+
+    def segment_start(self, segment):
+        return (int(segment[8:16], 16) << 32) + int(segment[16:], 16) * self.size
+
+    def segments(self):
+        """Names of all complete segments."""
+        return sorted(path.stem for path in self.wal.glob("*/*/*.zst") if SEGMENT.match(path.stem))
+
+    def tailed(self):
+        """Names of all segments that have tails."""
+        return sorted(path.stem for path in self.wal.glob("*/*/*.tail") if SEGMENT.match(path.stem))
+
+    def histories(self):
+        return sorted(self.wal.glob("*/*.history"))
+
+    def segment(self, segment):
+        path = self.segment_path(segment)
+        self.refuse_encrypted(path)
+        return read_wal(path, "segment", segment, self.segment_start(segment), self.size, self.document)
+
+    def refuse_encrypted(self, path):
+        need(not path.with_name(path.name + ".enc").exists(), f"{path}: it is encrypted")
+
+    def chain(self, segment):
+        """The pieces of an incomplete segment that follow each other from its start: (from, to, path), and the end."""
+        folder = self.segment_path(segment).with_suffix(".tail")
+        names = ((PIECE.match(path.name), path) for path in (folder.iterdir() if folder.is_dir() else []))
+        pieces = sorted((int(name[1], 16), int(name[2], 16), path) for name, path in names if name)
+        end, chain = self.segment_start(segment), []
+        for piece in pieces:
+            if piece[0] > end:
+                break
+            end = max(end, piece[1])
+            chain.append(piece)
+        return chain, end
+
+    def tail(self, segment):
+        """What is there of an incomplete segment, padded with zeros, and its real end; None when nothing is."""
+        start = self.segment_start(segment)
+        chain, end = self.chain(segment)
+        if not chain:
+            return None
+        plain = bytearray()
+        for first, last, path in chain:
+            piece = read_wal(path, "tail", segment, first, last - first, self.document)
+            offset = first - start
+            shared = min(len(plain) - offset, len(piece))
+            need(plain[offset : offset + shared] == piece[:shared], f"{path}: another tail has other bytes there")
+            plain += piece[shared:]
+        need(len(plain) == end - start, f"{segment}: its tails do not join")
+        return bytes(plain).ljust(self.size, b"\0"), end
+
+    # Backups
+
+    def backups(self):
+        return sorted(path.parent.name for path in self.folder.glob("backups/*/manifest"))
+
+    def backup(self, name):
+        return Backup(self, name)
+
+    def marks(self, name):
+        """What the marks of a backup come to: of each group the last one."""
+        last = {}
+        # "keep" sorts before "release" and "damaged" before "verified"; of equal numbers the first of each pair wins.
+        for path in sorted(self.folder.glob(f"backups/{name}/marks/*-*"), key=lambda p: (p.name[:5], p.name), reverse=True):
+            mark = sealed(path, "mark")
+            group = "keep" if mark["what"] in ("keep", "release") else "health"
+            number = path.name[:5]
+            if group not in last or (last[group][0] == number and mark["what"] in ("keep", "damaged")):
+                last[group] = (number, mark["what"])
+        return {group: what for group, (_, what) in last.items()}
+
+
+def name_of(entry, member="path"):
+    """A path as bytes: names that are not UTF-8 are written in hexadecimal digits."""
+    return os.fsencode(entry[member]) if member in entry else bytes.fromhex(entry[member + "_hex"])
+
+
+class Backup:
+    def __init__(self, lineage, name):
+        self.lineage = lineage
+        self.folder = lineage.folder / "backups" / name
+        path = self.folder / "manifest"
+        if not path.exists():
+            raise SystemExit(f"no backup {name} in {lineage.folder}")
+        self.manifest = sealed(path, "backup")
+        for member in ("cluster", "lineage", "system_identifier"):
+            need(self.manifest[member] == lineage.document[member], f"{path}: its {member} is {self.manifest[member]}")
+        need(self.manifest["id"] == name, f"{path}: it is the manifest of {self.manifest['id']}")
+        self.packs = [pack["sha256"] for pack in self.manifest["packs"]]
+
+    def stored(self, described):
+        """An object of the backup's folder, once its length and SHA-256 were found right."""
+        path = self.folder / described["name"]
+        data = path.read_bytes()
+        need(len(data) == described["size"], f"{path}: {len(data)} bytes in place of {described['size']}")
+        need(sha256(data) == described["sha256"], f"{path}: wrong checksum")
+        return data
+
+    def entries(self):
+        """The file table."""
+        for part in self.manifest["parts"]:
+            lines = decompress(self.stored(part)).splitlines()
+            need(len(lines) == part["entries"], f"{part['name']}: {len(lines)} entries in place of {part['entries']}")
+            for line in lines:
+                yield json.loads(line)
+
+    def postgres_manifest(self):
+        described = self.manifest["postgres_manifest"]
+        return decompress(self.stored(described)) if described else None
+
+    def pack_path(self, index):
+        return self.lineage.folder.parent / "packs" / self.packs[index]
+
+    def content(self, entry):
+        """The content of one file, in pieces."""
+        size, chunk_size = 0, self.manifest["chunk_size"]
+        for batch in batches(entry["chunks"]):
+            frames, plain_length = bytearray(), 0
+            for pack, offset, stored, plain, _, *patch in batch:
+                need(not patch, "it is a page patch, which this reader does not know")
+                if pack >= 0:
+                    frames += read_at(self.pack_path(pack), offset, stored)
+                    plain_length += plain
+            content = decompress(bytes(frames)) if frames else b""
+            need(len(content) == plain_length, f"{len(content)} bytes of chunks in place of {plain_length}")
+            position = 0
+            for pack, _, _, plain, blake3, *_ in batch:
+                need(size % chunk_size == 0 and plain <= chunk_size, "its chunks do not lie at their offsets")
+                if pack < 0:
+                    piece = bytes(plain)
+                else:
+                    piece = content[position : position + plain]
+                    position += plain
+                    found = blake3_of(piece)
+                    need(found is None or found == blake3, f"chunk {blake3} holds other bytes")
+                size += plain
+                yield piece
+        need(size == entry["size"], f"{size} bytes in place of {entry['size']}")
+
+
+def batches(chunks):
+    """Runs of chunks of a bounded amount of plaintext."""
+    batch, size = [], 0
+    for chunk in chunks:
+        if batch and size + chunk[3] > BATCH:
+            yield batch
+            batch, size = [], 0
+        batch.append(chunk)
+        size += chunk[3]
+    if batch:
+        yield batch
+
+
+def read_at(path, offset, length):
+    with open(path, "rb") as file:
+        file.seek(offset)
+        data = file.read(length)
+    need(len(data) == length, f"{path}: it ends before byte {offset + length}")
+    return data
+
+
+# --- commands -------------------------------------------------------------------------------------------------------------
+
+
+def spans(lineage):
+    """Complete segments that follow each other on one timeline: (timeline, first, last, how many)."""
+    runs = []
+    for segment in lineage.segments():
+        start = lineage.segment_start(segment)
+        if runs and runs[-1][0] == segment[:8] and runs[-1][4] == start:
+            runs[-1][2:] = [segment, runs[-1][3] + 1, start + lineage.size]
+        else:
+            runs.append([segment[:8], segment, segment, 1, start + lineage.size])
+    return [tuple(run[:4]) for run in runs]
+
+
+def show_lsn(position):
+    return f"{position >> 32:X}/{position & 0xFFFFFFFF:X}"
+
+
+def command_list(repository, _arguments):
+    for folder in repository.clusters():
+        for lineage in repository.lineages(folder.name):
+            document = lineage.document
+            print(f"cluster {folder.name} lineage {document['lineage']} PostgreSQL {document['postgres_version']}")
+            for name in lineage.backups():
+                manifest = lineage.backup(name).manifest
+                marks = "".join(f" {what}" for what in lineage.marks(name).values())
+                place = f"{manifest['start_lsn']} to {manifest['stop_lsn']} on timeline {manifest['timeline']}"
+                print(f"  backup {name} {place}, {manifest['files']} files, {manifest['size_bytes']} bytes{marks}")
+            for _, first, last, count in spans(lineage):
+                print(f"  wal {first} to {last}, {count} segments")
+            for segment in lineage.tailed():
+                if not lineage.segment_path(segment).exists():
+                    print(f"  wal {segment} up to {show_lsn(lineage.chain(segment)[1])}, not complete")
+            for path in lineage.histories():
+                print(f"  history {path.name}")
+
+
+def command_wal(repository, arguments):
+    name = arguments.segment
+    # The newest lineage first: it is the one that goes on.
+    for lineage in reversed(repository.lineages(arguments.cluster)):
+        if name.endswith(".history"):
+            path = lineage.wal / name[:8] / name
+            if path.exists():
+                write_out(arguments.out, path.read_bytes())
+                return
+            continue
+        if not SEGMENT.match(name):
+            raise SystemExit(f"{name} is neither a WAL segment nor a history file")
+        lineage.refuse_encrypted(lineage.segment_path(name))
+        if lineage.segment_path(name).exists():
+            write_out(arguments.out, lineage.segment(name))
+            return
+        tail = lineage.tail(name)
+        if tail:
+            write_out(arguments.out, tail[0])
+            return
+    raise SystemExit(f"{name} is not in the repository")
+
+
+def write_out(path, data):
+    """Whole or not at all."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, path)
+
+
+def command_restore(repository, arguments):
+    for lineage in reversed(repository.lineages(arguments.cluster)):
+        if arguments.backup in lineage.backups():
+            break
+    else:
+        raise SystemExit(f"no backup {arguments.backup} of {arguments.cluster}")
+    backup = lineage.backup(arguments.backup)
+    target = os.fsencode(arguments.target)
+    os.makedirs(target, mode=0o700, exist_ok=True)
+    if os.listdir(target):
+        raise SystemExit(f"{arguments.target} is not empty")
+    os.chmod(target, 0o700)
+    make_tablespaces(backup, target)
+    control, directories = None, []
+    for entry in backup.entries():
+        path = inside(target, name_of(entry))
+        if entry["type"] == "dir":
+            os.makedirs(path, exist_ok=True)
+            directories.append((path, entry))
+        elif name_of(entry) == b"global/pg_control":
+            control = (path, entry)
+        else:
+            restore_file(backup, path, entry)
+    for path, entry in directories:
+        os.chmod(path, entry["mode"])
+    # Last of all: without it no server starts, so a half-done restore can never be used.
+    need(control is not None, "the backup has no global/pg_control")
+    restore_file(backup, *control)
+
+
+def make_tablespaces(backup, target):
+    """Every tablespace goes where it lay: move it by changing the link before the first start."""
+    for tablespace in backup.manifest["tablespaces"]:
+        path = name_of(tablespace)
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        if os.listdir(path):
+            raise SystemExit(f"tablespace {os.fsdecode(path)} is not empty")
+        os.makedirs(os.path.join(target, b"pg_tblspc"), exist_ok=True)
+        os.symlink(path, os.path.join(target, b"pg_tblspc", str(tablespace["oid"]).encode()))
+
+
+def inside(target, path):
+    parts = path.split(b"/")
+    need(path and all(part not in (b"", b".", b"..") for part in parts), f"path {path!r} in the file table")
+    return os.path.join(target, *parts)
+
+
+def restore_file(backup, path, entry):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "xb") as file:
+        check_content(backup, entry, file.write)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(path, entry["mode"])
+    os.utime(path, (entry["mtime"], entry["mtime"]))
+
+
+def check_content(backup, entry, sink):
+    crc = 0
+    try:
+        for piece in backup.content(entry):
+            crc = crc32c(piece, crc)
+            sink(piece)
+        need(f"{crc:08x}" == entry["crc32c"], "wrong CRC-32C")
+    except Damaged as error:
+        raise Damaged(f"{os.fsdecode(name_of(entry))}: {error}") from error
+
+
+def command_verify(repository, _arguments):
+    problems = counted = 0
+
+    def check(what, action):
+        nonlocal problems, counted
+        counted += 1
+        try:
+            action()
+        except (Damaged, OSError, ValueError, KeyError) as error:
+            problems += 1
+            print(f"damaged: {what}: {error}")
+
+    for folder in repository.clusters():
+        for path in sorted((folder / "packs").glob("*")):
+            check(f"packs/{path.name}", lambda path=path: verify_pack(path))
+        for lineage in repository.lineages(folder.name):
+            for segment in lineage.segments():
+                check(segment, lambda segment=segment: lineage.segment(segment))
+            for segment in lineage.tailed():
+                check(f"{segment}.tail", lambda segment=segment: lineage.tail(segment))
+            for name in lineage.backups():
+                check(f"backup {name}", lambda name=name: verify_backup(lineage, name))
+    print(f"{counted} objects, {problems} damaged")
+    if problems:
+        raise SystemExit(1)
+
+
+def verify_pack(path):
+    """Its name, and the table of contents at its end (section 6)."""
+    data = path.read_bytes()
+    need(sha256(data) == path.name, "its bytes are not those that its name tells")
+    need(len(data) >= 28 and data[-4:] == b"PGVP", "it does not end as a pack")
+    length = struct.unpack_from("<I", data, len(data) - 8)[0]
+    toc = data[len(data) - length :]
+    need(toc[:4] == SKIPPABLE and toc[8:16] == b"PGVPACK1", "no table of contents where its end says")
+    need(struct.unpack_from("<I", toc, 4)[0] == length - 8, "its table of contents has another length")
+    count = struct.unpack_from("<I", toc, 16)[0]
+    need(length == 20 + count * 44 + 8, "its table of contents has another number of chunks")
+    position = 0
+    for index in range(count):
+        offset, stored, plain, blake3 = struct.unpack_from("<III32s", toc, 20 + index * 44)
+        need(offset == position and plain > 0, f"chunk {index} does not follow the one before")
+        position += stored
+    need(position == len(data) - length, "its chunks do not end where its table of contents starts")
+
+
+def verify_backup(lineage, name):
+    backup = lineage.backup(name)
+    lineage.marks(name)
+    backup.postgres_manifest()
+    files = size = 0
+    for entry in backup.entries():
+        if entry["type"] == "file":
+            check_content(backup, entry, lambda piece: None)
+            files, size = files + 1, size + entry["size"]
+    manifest = backup.manifest
+    need(files == manifest["files"], f"{files} files in place of {manifest['files']}")
+    need(size == manifest["size_bytes"], f"{size} bytes in place of {manifest['size_bytes']}")
+    for pack in manifest["packs"]:
+        found = (lineage.folder.parent / "packs" / pack["sha256"]).stat().st_size
+        need(found == pack["size"], f"pack {pack['sha256']} has {found} bytes")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Reads a pgvault repository without pgvault.")
+    parser.add_argument("repository", help="the directory with pgvault-repository.json")
+    commands = parser.add_subparsers(required=True)
+    commands.add_parser("list").set_defaults(run=command_list)
+    wal = commands.add_parser("wal")
+    wal.add_argument("cluster")
+    wal.add_argument("segment")
+    wal.add_argument("out")
+    wal.set_defaults(run=command_wal)
+    restore = commands.add_parser("restore")
+    restore.add_argument("cluster")
+    restore.add_argument("backup")
+    restore.add_argument("target")
+    restore.set_defaults(run=command_restore)
+    commands.add_parser("verify").set_defaults(run=command_verify)
+    arguments = parser.parse_args()
+    try:
+        arguments.run(Repository(arguments.repository), arguments)
+    except Damaged as error:
+        raise SystemExit(f"damaged: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

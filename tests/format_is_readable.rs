@@ -1,0 +1,132 @@
+//! Can a repository be read without pgvault, from docs/FORMAT.md alone?
+//!
+//! `docs/read_repository.py` was written from that page and shares no code with us.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use wal::{SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId};
+
+use crate::support::pg::{PgNode, test_dir};
+use crate::support::{stored_wal, wal_truth};
+
+fn reader(repository: &Path, arguments: &[&str]) -> Output {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/read_repository.py");
+    Command::new("python3").arg("-B").arg(script).arg(repository).args(arguments).output().unwrap()
+}
+
+fn read(repository: &Path, arguments: &[&str]) -> String {
+    let output = reader(repository, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+    }
+    files.sort();
+    files
+}
+
+/// WAL of a server that was busy for a moment.
+struct Wal {
+    first: SegmentName,
+    size: SegmentSize,
+    bytes: Vec<u8>,
+    end: wal::Lsn,
+}
+
+impl Wal {
+    fn of_a_busy_server(dir: &Path) -> Self {
+        let settings = [("wal_keep_size", "1GB"), ("wal_recycle", "off")];
+        let mut node = PgNode::init(dir, "node", 16, &["--wal-segsize=1"], &settings);
+        node.start();
+        node.sql("CREATE TABLE t AS SELECT g, md5(g::text) m FROM generate_series(1, 20000) g");
+        node.sql("SELECT pg_create_restore_point('before the end'), pg_switch_wal()");
+        node.sql("INSERT INTO t SELECT g, 'last' FROM generate_series(1, 1500) g");
+        assert!(node.stop("fast", Duration::from_secs(60)));
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let (first, bytes) = wal_truth::all_wal(&node.data.join("pg_wal"), size);
+        let start = first.number(size).unwrap().start(size);
+        let end = stored_wal::read(&bytes, size, start).end;
+        Self { first, size, bytes, end }
+    }
+
+    fn start(&self) -> wal::Lsn {
+        self.first.number(self.size).unwrap().start(self.size)
+    }
+
+    fn name(&self, index: u64) -> SegmentName {
+        let number = SegmentNumber::new(self.first.number(self.size).unwrap().get() + index);
+        SegmentName::new(self.first.timeline(), number, self.size)
+    }
+}
+
+#[tokio::test]
+async fn real_wal_comes_back_byte_for_byte() {
+    let dir = test_dir();
+    let wal = Wal::of_a_busy_server(dir.path());
+    let repository = dir.path().join("repository");
+    let lineage = stored_wal::lineage(stored_wal::local(&repository).await, &wal.bytes, 16).await;
+    stored_wal::store(&lineage, TimelineId::FIRST, wal.start(), &wal.bytes, wal.end, 3000).await;
+    let history = TimelineHistory::parse(TimelineId::new(2).unwrap(), b"1\t0/300000\tno reason\n").unwrap().to_text();
+    lineage.put_history(TimelineId::new(2).unwrap(), history.as_bytes()).await.unwrap();
+
+    let segment = usize::try_from(wal.size.bytes()).unwrap();
+    let stored = usize::try_from(wal.end.bytes_since(wal.start())).unwrap();
+    let whole = stored / segment;
+    assert!(whole >= 3 && stored % segment > 3000, "{stored} bytes of WAL");
+    let listed = read(&repository, &["list"]);
+    assert!(listed.contains(&format!("cluster main lineage {} PostgreSQL 160000", lineage.id())), "{listed}");
+    assert!(listed.contains(&format!("{} segments", whole)), "{listed}");
+    assert!(listed.contains(&format!("up to {}, not complete", wal.end)), "{listed}");
+    let out = dir.path().join("out");
+    for index in 0..=whole {
+        let name = wal.name(index as u64).to_string();
+        read(&repository, &["wal", "main", &name, out.to_str().unwrap()]);
+        let mut expected = wal.bytes[index * segment..((index + 1) * segment).min(stored)].to_vec();
+        expected.resize(segment, 0);
+        assert!(fs::read(&out).unwrap() == expected, "{name} differs");
+        // And by the means of any machine.
+        if index < whole {
+            let path = lineage.keys().key(&pgvault::repository::layout::LineageObject::Segment(wal.name(index as u64)));
+            let plain =
+                Command::new("zstd").args(["-dcq"]).arg(repository.join(path.as_str())).output().unwrap().stdout;
+            assert!(plain == expected, "{name} differs when read with zstd -d");
+        }
+    }
+    read(&repository, &["wal", "main", "00000002.history", out.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(&out).unwrap(), history);
+    let missing = reader(&repository, &["wal", "main", "0000000900000000000000FF", out.to_str().unwrap()]);
+    assert_eq!(missing.status.code(), Some(1));
+    let verified = read(&repository, &["verify"]);
+    assert!(verified.trim_end().ends_with("0 damaged"), "{verified}");
+}
+
+#[tokio::test]
+async fn damage_of_stored_wal_is_found_by_both_readers() {
+    let dir = test_dir();
+    let wal = Wal::of_a_busy_server(dir.path());
+    let repository = dir.path().join("repository");
+    let lineage = stored_wal::lineage(stored_wal::local(&repository).await, &wal.bytes, 16).await;
+    stored_wal::store(&lineage, TimelineId::FIRST, wal.start(), &wal.bytes, wal.end, 100_000).await;
+    let objects = files_below(&repository.join(lineage.keys().wal_prefix()));
+    let [first, second] = [&objects[0], &objects[1]];
+    let (good, other) = (fs::read(first).unwrap(), fs::read(second).unwrap());
+    let mut flipped = good.clone();
+    flipped[good.len() / 2] ^= 4;
+    for (what, bytes) in [("flipped", flipped), ("cut", good[..good.len() - 1].to_vec()), ("swapped", other)] {
+        fs::remove_file(first).unwrap();
+        fs::write(first, bytes).unwrap();
+        let verified = reader(&repository, &["verify"]);
+        assert_eq!(verified.status.code(), Some(1), "{what}");
+        let name = wal.name(0);
+        assert!(String::from_utf8_lossy(&verified.stdout).contains(&format!("damaged: {name}")), "{what}");
+        assert!(lineage.verify_segment(name).await.is_err(), "{what}");
+    }
+}
