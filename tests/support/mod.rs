@@ -7,7 +7,7 @@
 pub mod pg;
 pub mod pgvault;
 pub mod s3;
-pub mod vault;
 pub mod stored_wal;
+pub mod vault;
 pub mod wal_truth;
 pub mod waldump;
