@@ -6,6 +6,7 @@ mod support;
 
 mod commits_are_found;
 mod format_is_readable;
+mod fuzz_short;
 mod layering;
 mod primary_connects;
 mod receive;

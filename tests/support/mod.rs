@@ -4,6 +4,8 @@
 #![allow(unreachable_pub, reason = "helpers are public to all tests of this one binary")]
 #![allow(missing_docs, reason = "fields that say all by their name")]
 
+pub mod fuzz_targets;
+pub mod mutate;
 pub mod pg;
 pub mod pgvault;
 pub mod s3;
