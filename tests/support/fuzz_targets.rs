@@ -297,7 +297,14 @@ fn object_headers() -> Vec<Vec<u8>> {
 fn stream_messages() -> Vec<Vec<u8>> {
     let wal = [&b"w"[..], &[0; 24], b"some WAL"].concat();
     let keepalive = [&b"k"[..], &[0; 16], &[1]].concat();
-    vec![wal, keepalive, b"nbase.tar\0/tmp\0".to_vec(), b"p\0\0\0\0\0\0\0\x09".to_vec(), b"dbytes".to_vec(), b"m".to_vec()]
+    vec![
+        wal,
+        keepalive,
+        b"nbase.tar\0/tmp\0".to_vec(),
+        b"p\0\0\0\0\0\0\0\x09".to_vec(),
+        b"dbytes".to_vec(),
+        b"m".to_vec(),
+    ]
 }
 
 fn frames() -> Vec<Vec<u8>> {
@@ -354,7 +361,15 @@ fn manifests() -> Vec<Vec<u8>> {
 }
 
 fn pack_tocs() -> Vec<Vec<u8>> {
-    let toc = [&b"PGVPACK1"[..], &1_u32.to_le_bytes(), &0_u32.to_le_bytes(), &9_u32.to_le_bytes(), &5_u32.to_le_bytes(), &[8; 32]].concat();
+    let toc = [
+        &b"PGVPACK1"[..],
+        &1_u32.to_le_bytes(),
+        &0_u32.to_le_bytes(),
+        &9_u32.to_le_bytes(),
+        &5_u32.to_le_bytes(),
+        &[8; 32],
+    ]
+    .concat();
     let frame_length = u32::try_from(toc.len() + 8).expect("short");
     let frame = [&[0x50, 0x2A, 0x4D, 0x18][..], &frame_length.to_le_bytes(), &toc].concat();
     let whole = u32::try_from(frame.len() + 8).expect("short").to_le_bytes();
