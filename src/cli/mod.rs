@@ -5,7 +5,6 @@ mod completions;
 mod config;
 mod context;
 mod logging;
-mod moment;
 mod not_available;
 mod output;
 

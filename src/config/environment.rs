@@ -11,7 +11,7 @@ use super::values;
 use crate::error::{Error, ErrorCode, Result};
 
 /// Variables of a process, taken once. `Debug` shows their names only.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Variables(BTreeMap<String, String>);
 
 impl fmt::Debug for Variables {

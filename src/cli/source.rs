@@ -1,0 +1,94 @@
+//! Where a client command gets its answers: from the daemon that runs, else from the repository and the servers.
+
+use std::sync::Arc;
+
+use crate::cli::context::Context;
+use crate::config::{ClusterConfig, Config};
+use crate::daemon::control::Client;
+use crate::daemon::open::{self, Missing};
+use crate::daemon::view::{BackupActivity, ClusterView};
+use crate::daemon::{members::Members, stored};
+use crate::error::{ErrorCode, Result};
+use crate::repository::{ClusterRepository, LineageRepository, Repository};
+use crate::storage::metered::NoMeter;
+
+/// The daemon of this configuration's state directory; `None` when none runs.
+pub(super) async fn daemon(config: &Config) -> Result<Option<Client>> {
+    Client::connect(&config.control_socket()).await
+}
+
+/// The daemon, if one runs that this user may ask; what only reads the repository goes on without.
+pub(super) async fn daemon_if_allowed(config: &Config) -> Option<Client> {
+    match daemon(config).await {
+        Ok(client) => client,
+        Err(error) => {
+            tracing::info!(causes = ?error.causes(), "{}: goes on without it", error.message());
+            None
+        }
+    }
+}
+
+/// Opens the repository for reading.
+pub(super) async fn repository(context: &Context, config: &Config) -> Result<Repository> {
+    open::repository(config, &context.clock, Arc::new(NoMeter), Missing::Refuse).await
+}
+
+/// What is stored of a cluster.
+pub(super) async fn cluster_repository(context: &Context, config: &Config, cluster: &ClusterConfig) -> Result<ClusterRepository> {
+    Ok(repository(context, config).await?.cluster(&open::cluster_name(cluster)?))
+}
+
+/// The newest lineage of a cluster.
+pub(super) async fn lineage(context: &Context, config: &Config, cluster: &ClusterConfig) -> Result<LineageRepository> {
+    stored::newest_lineage(&cluster_repository(context, config, cluster).await?).await
+}
+
+/// Everything that can be found out of a cluster without a daemon. What cannot be reached is part of the view.
+pub(super) async fn view(context: &Context, config: &Config, cluster: &ClusterConfig) -> Result<ClusterView> {
+    let connect = open::connect_options(config, cluster)?;
+    let members = Members::new(connect);
+    let ask = async {
+        let mut members = members;
+        members.ask().await
+    };
+    let read = async {
+        let lineage = lineage(context, config, cluster).await?;
+        stored::read(&lineage, context.clock.now()).await
+    };
+    let (members, read) = tokio::join!(ask, read);
+    let (stored, repository_error) = match read {
+        Ok(stored) => (Some(Arc::new(stored)), None),
+        Err(error) if error.code() == ErrorCode::NotFound => (None, None),
+        Err(error) => (None, Some(error)),
+    };
+    Ok(ClusterView {
+        name: cluster.name.clone(),
+        slot: cluster.slot.clone(),
+        max_rpo: cluster.max_rpo,
+        synchronous: cluster.synchronous,
+        application_name: cluster.application_name.clone(),
+        schedule: cluster.schedule.clone(),
+        wal: None,
+        down_since: None,
+        stored,
+        location: config.repository.storage.url.clone(),
+        repository_error,
+        members,
+        backup: BackupActivity::default(),
+        failovers: Vec::new(),
+    })
+}
+
+/// A value as part of a query.
+pub(super) fn query(text: &str) -> String {
+    use std::fmt::Write as _;
+    let mut encoded = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            write!(encoded, "%{byte:02X}").expect("a String takes everything");
+        }
+    }
+    encoded
+}

@@ -1,0 +1,307 @@
+//! One cluster inside the daemon: its tasks, and what they know. Each task is started again when it ends or panics, and
+//! none of them can stop another cluster.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::backups::Backups;
+use super::members::Members;
+use super::view::{BackupActivity, ClusterView, Failover, Member, Stored};
+use super::{open, pipeline_thread, stored};
+use crate::clock::Clock;
+use crate::config::{ClusterConfig, Config};
+use crate::error::{Error, ErrorCode, Result};
+use crate::primary::ConnectOptions;
+use crate::repository::{ClusterRepository, Repository};
+use crate::wal_pipeline::{StatusBoard, WalParts, WalSettings};
+
+/// How often members are asked.
+const ASK_EVERY: Duration = Duration::from_secs(15);
+/// How often the repository is listed without a reason.
+const LIST_EVERY: Duration = Duration::from_secs(300);
+/// How soon it is listed again after something went wrong or while a backup waits for its WAL.
+const LIST_SOON: Duration = Duration::from_secs(5);
+/// How many changes of the primary are remembered.
+const FAILOVERS_KEPT: usize = 50;
+
+/// One cluster. Shared by its tasks and by whoever asks.
+#[derive(Debug)]
+pub struct Cluster {
+    /// What the configuration says.
+    pub config: ClusterConfig,
+    /// Where its repository is, for people.
+    pub location: String,
+    /// How its servers are reached.
+    pub connect: ConnectOptions,
+    /// Its base backups.
+    pub backups: Backups,
+    clock: Arc<dyn Clock>,
+    board: StatusBoard,
+    repository: watch::Receiver<Option<Repository>>,
+    known: Mutex<Known>,
+    refresh: Notify,
+    refreshed: watch::Sender<u64>,
+}
+
+/// What the tasks have found out.
+#[derive(Debug, Default)]
+struct Known {
+    stored: Option<Arc<Stored>>,
+    repository_error: Option<Error>,
+    members: Vec<Member>,
+    failovers: Vec<Failover>,
+    down_since: Option<DateTime<Utc>>,
+}
+
+impl Cluster {
+    /// Checks the configuration of a cluster; nothing runs yet.
+    pub fn new(
+        config: &Config,
+        cluster: &ClusterConfig,
+        clock: Arc<dyn Clock>,
+        repository: watch::Receiver<Option<Repository>>,
+    ) -> Result<Self> {
+        let connect = open::connect_options(config, cluster)?;
+        let members = Members::unasked(&connect);
+        let down_since = Some(clock.now());
+        Ok(Self {
+            config: cluster.clone(),
+            location: config.repository.storage.url.clone(),
+            connect,
+            backups: Backups::new(),
+            clock,
+            board: StatusBoard::new(),
+            repository,
+            known: Mutex::new(Known { members, down_since, ..Known::default() }),
+            refresh: Notify::new(),
+            refreshed: watch::Sender::new(0),
+        })
+    }
+
+    /// Starts everything that this cluster does; it ends when `stop` is cancelled.
+    pub fn start(self: &Arc<Self>, settings: WalSettings, tasks: &TaskTracker, stop: &CancellationToken) {
+        let (of_cluster, repository) = watch::channel(None);
+        let parts = WalParts { settings, repository, clock: Arc::clone(&self.clock), board: self.board.clone() };
+        let name = self.config.name.clone();
+        tasks.spawn(pipeline_thread::keep_running(name, parts, stop.clone()));
+        self.keep("members", tasks, stop, |cluster, stop| async move { cluster.ask_members(stop).await });
+        self.keep("repository", tasks, stop, |cluster, stop| async move { cluster.keep_reading(stop).await });
+        self.keep("changes", tasks, stop, |cluster, stop| async move { cluster.watch_changes(stop).await });
+        self.keep("backups", tasks, stop, super::backups::keep_taking);
+        let cluster = Arc::clone(self);
+        let stop = stop.clone();
+        tasks.spawn(async move { cluster.hand_over_repository(of_cluster, stop).await });
+    }
+
+    /// Runs a task, and again when it panics: a fault in one must not silence it for ever.
+    fn keep<F: Future<Output = ()> + Send + 'static>(
+        self: &Arc<Self>,
+        task: &'static str,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+        start: impl Fn(Arc<Self>, CancellationToken) -> F + Send + 'static,
+    ) {
+        let cluster = Arc::clone(self);
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            while !stop.is_cancelled() {
+                let ended = tokio::spawn(start(Arc::clone(&cluster), stop.clone())).await;
+                if let Err(error) = ended {
+                    tracing::error!(cluster = %cluster.config.name, task, %error, "internal error: started again in 10 s");
+                    pause(Duration::from_secs(10), &stop).await;
+                }
+            }
+        });
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Whoever panicked while holding it left whole values behind: every change is one assignment.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The repository of this cluster, once it is open.
+    pub fn repository(&self) -> Result<ClusterRepository> {
+        let name = open::cluster_name(&self.config)?;
+        match self.repository.borrow().as_ref() {
+            Some(repository) => Ok(repository.cluster(&name)),
+            None => Err(self.known().repository_error.clone().unwrap_or_else(|| {
+                Error::new(ErrorCode::RepositoryDenied, format!("the repository {} is not open yet", self.location))
+                    .help("look again in a moment: pgvault status")
+            })),
+        }
+    }
+
+    /// Notes why the repository cannot be used, or that it can.
+    pub fn repository_state(&self, error: Option<Error>) {
+        self.known().repository_error = error;
+    }
+
+    /// Where the pipeline writes what it does.
+    pub fn board(&self) -> &StatusBoard {
+        &self.board
+    }
+
+    /// The time.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// Everything that is known now.
+    pub fn view(&self) -> ClusterView {
+        let wal = self.board.read(Clone::clone);
+        let backup: BackupActivity = self.backups.activity();
+        let known = self.known();
+        ClusterView {
+            name: self.config.name.clone(),
+            slot: self.config.slot.clone(),
+            max_rpo: self.config.max_rpo,
+            synchronous: self.config.synchronous,
+            application_name: self.config.application_name.clone(),
+            schedule: self.config.schedule.clone(),
+            wal: Some(wal),
+            down_since: known.down_since,
+            stored: known.stored.clone(),
+            location: self.location.clone(),
+            repository_error: known.repository_error.clone(),
+            members: known.members.clone(),
+            backup,
+            failovers: known.failovers.clone(),
+        }
+    }
+
+    /// What the repository held when it was last read.
+    pub fn stored(&self) -> Option<Arc<Stored>> {
+        self.known().stored.clone()
+    }
+
+    /// Reads the repository now, and says what it holds.
+    pub async fn read_now(&self) -> Result<Arc<Stored>> {
+        let lineage = stored::newest_lineage(&self.repository()?).await?;
+        let read = Arc::new(stored::read(&lineage, self.clock.now()).await?);
+        let mut known = self.known();
+        known.stored = Some(Arc::clone(&read));
+        known.repository_error = None;
+        drop(known);
+        self.refreshed.send_modify(|count| *count += 1);
+        Ok(read)
+    }
+
+    /// Something was stored: list soon.
+    pub fn something_changed(&self) {
+        self.refresh.notify_one();
+    }
+
+    /// Counts how often the repository was read.
+    pub fn refreshed(&self) -> watch::Receiver<u64> {
+        self.refreshed.subscribe()
+    }
+
+    async fn hand_over_repository(self: Arc<Self>, to: watch::Sender<Option<ClusterRepository>>, stop: CancellationToken) {
+        let Ok(name) = open::cluster_name(&self.config) else { return };
+        let mut repository = self.repository.clone();
+        let opened = tokio::select! {
+            opened = repository.wait_for(Option::is_some) => opened.ok().and_then(|repository| repository.clone()),
+            () = stop.cancelled() => None,
+        };
+        if let Some(repository) = opened {
+            to.send_replace(Some(repository.cluster(&name)));
+            self.something_changed();
+            stop.cancelled().await;
+        }
+    }
+
+    async fn ask_members(&self, stop: CancellationToken) {
+        let mut members = Members::new(self.connect.clone());
+        while !stop.is_cancelled() {
+            let answers = tokio::select! {
+                answers = members.ask() => answers,
+                () = stop.cancelled() => return,
+            };
+            self.known().members = answers;
+            pause(ASK_EVERY, &stop).await;
+        }
+    }
+
+    /// Asks the members now, over connections of their own.
+    pub async fn ask_members_now(&self) {
+        let answers = Members::new(self.connect.clone()).ask().await;
+        self.known().members = answers;
+    }
+
+    async fn keep_reading(&self, stop: CancellationToken) {
+        let mut repository = self.repository.clone();
+        tokio::select! {
+            _ = repository.wait_for(Option::is_some) => {}
+            () = stop.cancelled() => return,
+        }
+        while !stop.is_cancelled() {
+            let again = match self.read_now().await {
+                Ok(stored) if self.waits_for_wal(&stored) => LIST_SOON,
+                Ok(_) => LIST_EVERY,
+                // Before the first WAL arrives there is no lineage, and nothing is wrong.
+                Err(error) if error.code() == ErrorCode::NotFound => LIST_SOON,
+                Err(error) => {
+                    tracing::warn!(cluster = %self.config.name, error = error.message(), causes = ?error.causes(), "cannot read the repository");
+                    self.repository_state(Some(error));
+                    LIST_SOON * 6
+                }
+            };
+            tokio::select! {
+                () = self.refresh.notified() => {}
+                () = tokio::time::sleep(again) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn waits_for_wal(&self, stored: &Stored) -> bool {
+        stored.catalog.backups.iter().any(|backup| backup.status == recovery::BackupStatus::WaitingForWal)
+    }
+
+    /// Notes when streaming ends and comes back, and when the primary or the timeline changes.
+    async fn watch_changes(&self, stop: CancellationToken) {
+        let mut board = self.board.subscribe();
+        let mut before = board.borrow_and_update().clone();
+        while !stop.is_cancelled() {
+            tokio::select! {
+                changed = board.changed() => if changed.is_err() { return },
+                () = stop.cancelled() => return,
+            }
+            let now = board.borrow_and_update().clone();
+            let at = self.clock.now();
+            if now.streaming() != before.streaming() {
+                self.known().down_since = (!now.streaming()).then_some(at);
+            }
+            if let (Some(from), Some(to)) = (before.timeline, now.timeline)
+                && to > from
+            {
+                let host = |primary: &Option<(String, u16)>| primary.as_ref().map(|(host, port)| format!("{host}:{port}"));
+                let gap = now.gaps.len() > before.gaps.len();
+                let failover = Failover { at, from: host(&before.primary), to: host(&now.primary), lsn: before.received, timeline: to, gap };
+                let mut known = self.known();
+                known.failovers.push(failover);
+                let excess = known.failovers.len().saturating_sub(FAILOVERS_KEPT);
+                known.failovers.drain(..excess);
+                drop(known);
+                self.something_changed();
+            }
+            if now.gaps != before.gaps {
+                self.something_changed();
+            }
+            before = now;
+        }
+    }
+}
+
+/// Waits, unless everything is to end.
+pub(super) async fn pause(duration: Duration, stop: &CancellationToken) {
+    tokio::select! {
+        () = tokio::time::sleep(duration) => {}
+        () = stop.cancelled() => {}
+    }
+}

@@ -1,0 +1,111 @@
+//! Reads what the repository holds of a cluster: catalog, recoverable ranges, sizes; and whether a moment is among them.
+
+use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use recovery::{Catalog, Facts, NoPlan, NotRecoverable, Question, RecoveryPlan, RecoveryRequest};
+
+use super::view::{Stored, StoredBytes};
+use crate::error::{Error, ErrorCode, Result};
+use crate::repository::{ClusterName, ClusterRepository, Inventory, LineageRepository, Repository, xact_search};
+
+/// The newest lineage of a cluster.
+///
+/// # Errors
+///
+/// `NotFound` when nothing of the cluster is stored.
+pub fn newest_lineage(cluster: &ClusterRepository) -> BoxFuture<'_, Result<LineageRepository>> {
+    // Boxed, here and below: rustc cannot prove a spawned task `Send` through the streams of the repository otherwise.
+    async move {
+        match cluster.newest_lineage().await? {
+            Some(lineage) => Ok(lineage),
+            None => Err(nothing_stored(cluster.repository(), cluster.name()).await),
+        }
+    }
+    .boxed()
+}
+
+async fn nothing_stored(repository: &Repository, name: &ClusterName) -> Error {
+    let error = Error::new(ErrorCode::NotFound, format!("nothing of cluster \"{name}\" is stored in {}", repository.location()));
+    match repository.clusters().await {
+        Ok(names) if !names.is_empty() => {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            error.help(format!("stored there: {}", names.join(", ")))
+        }
+        _ => error.help("start to stream: pgvault serve"),
+    }
+}
+
+/// Reads everything that is stored of a lineage: one listing, the manifests, and what the WAL itself says.
+pub fn read(lineage: &LineageRepository, now: DateTime<Utc>) -> BoxFuture<'_, Result<Stored>> {
+    read_all(lineage, now).boxed()
+}
+
+async fn read_all(lineage: &LineageRepository, now: DateTime<Utc>) -> Result<Stored> {
+    let inventory = lineage.inventory().await?;
+    let catalog = lineage.catalog_of(&inventory).await?;
+    let mut asker = Asker::new(lineage, &catalog);
+    let window = loop {
+        match recovery::window(&catalog, asker.facts()) {
+            Ok(window) => break window,
+            Err(question) => asker.find_out(question).await?,
+        }
+    };
+    let bytes = bytes(&inventory, &catalog);
+    Ok(Stored { read_at: now, catalog, window, bytes })
+}
+
+fn bytes(inventory: &Inventory, catalog: &Catalog) -> StoredBytes {
+    let objects = inventory.backups.values().flat_map(|backup| &backup.objects);
+    StoredBytes {
+        base: catalog.backups.iter().map(|backup| backup.new_bytes).sum(),
+        wal: inventory.segments.values().chain(inventory.tails.values()).sum(),
+        meta: objects.map(|(_, size)| size).sum(),
+    }
+}
+
+/// Plans a recovery, or says why there can be none.
+pub async fn plan(
+    lineage: &LineageRepository,
+    catalog: &Catalog,
+    request: &RecoveryRequest,
+) -> Result<std::result::Result<RecoveryPlan, NotRecoverable>> {
+    let mut asker = Asker::new(lineage, catalog);
+    loop {
+        match recovery::plan(catalog, request, asker.facts()) {
+            Ok(plan) => return Ok(Ok(plan)),
+            Err(NoPlan::NotRecoverable(reason)) => return Ok(Err(reason)),
+            Err(NoPlan::Ask(question)) => asker.find_out(question).await?,
+        }
+    }
+}
+
+/// Finds out what pure decisions ask for.
+struct Asker<'a> {
+    lineage: &'a LineageRepository,
+    catalog: &'a Catalog,
+    facts: Facts,
+    last: Option<Question>,
+}
+
+impl<'a> Asker<'a> {
+    fn new(lineage: &'a LineageRepository, catalog: &'a Catalog) -> Self {
+        Self { lineage, catalog, facts: Facts::new(), last: None }
+    }
+
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    async fn find_out(&mut self, question: Question) -> Result<()> {
+        // Every answer ends its question; one that is asked again would be asked for ever.
+        if self.last.as_ref() == Some(&question) {
+            return Err(Error::new(ErrorCode::Unclassified, "internal error: a question about the WAL was not answered")
+                .because(format!("{question:?}")));
+        }
+        let answer = xact_search::answer(self.lineage, self.catalog, &question).await?;
+        self.facts.learn(question.clone(), answer);
+        self.last = Some(question);
+        Ok(())
+    }
+}
