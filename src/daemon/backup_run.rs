@@ -1,15 +1,114 @@
 //! One base backup: from the wish to the engine.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use recovery::Backup;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use wal::WalRange;
 
-use super::backups::BackupWish;
+use super::backups::{BackupWish, WishedKind};
 use super::cluster::Cluster;
+use super::stored;
+use crate::backup::{self, BackupDeps, BackupProgress, BackupRequest, ProgressSender, WalProgress};
+use crate::clock::Clock;
 use crate::error::{Error, ErrorCode, Result};
+use crate::primary::{CheckpointMode, ConnectOptions, MaxRate};
+use crate::repository::LineageRepository;
+use crate::wal_pipeline::{StatusBoard, WalStatus};
 
-/// Takes a backup and tells how far it is.
-pub(super) async fn take(cluster: &Arc<Cluster>, number: u64, wish: BackupWish) -> Result<Backup> {
-    let _ = (cluster, number, wish);
-    Err(Error::new(ErrorCode::NotAvailable, "base backups are not available in this version"))
+/// What a backup needs besides the wish.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// The server.
+    pub connect: &'a ConnectOptions,
+    /// Where it goes.
+    pub lineage: &'a LineageRepository,
+    /// Where the index of known chunks lies.
+    pub state_dir: PathBuf,
+    /// What the pipeline that streams meanwhile tells.
+    pub board: &'a StatusBoard,
+    /// The time.
+    pub clock: &'a Arc<dyn Clock>,
+    /// Limit of the configuration.
+    pub max_rate: Option<u64>,
+}
+
+/// Takes a backup of a supervised cluster, and tells how far it is.
+pub(super) async fn take(cluster: &Arc<Cluster>, number: u64, wish: BackupWish, cancel: &CancellationToken) -> Result<Backup> {
+    let lineage = stored::newest_lineage(&cluster.repository()?).await?;
+    let progress = ProgressSender::new(BackupProgress::default());
+    let mut told = progress.subscribe();
+    let place = Place {
+        connect: &cluster.connect,
+        lineage: &lineage,
+        state_dir: cluster.state_dir.clone(),
+        board: cluster.board(),
+        clock: cluster.clock(),
+        max_rate: cluster.config.max_rate,
+    };
+    let run = run(&place, wish, &progress, cancel);
+    tokio::pin!(run);
+    loop {
+        tokio::select! {
+            ended = &mut run => return ended,
+            Ok(()) = told.changed() => {
+                let now = told.borrow_and_update().clone();
+                cluster.backups.progress(number, |running| {
+                    running.id = now.id;
+                    running.phase = now.phase.as_str().to_owned();
+                    running.done_bytes = now.done_bytes;
+                    running.total_bytes = now.total_bytes;
+                });
+            }
+        }
+    }
+}
+
+/// Takes a backup and waits until it is usable.
+pub async fn run(place: &Place<'_>, wish: BackupWish, progress: &ProgressSender, cancel: &CancellationToken) -> Result<Backup> {
+    if wish.kind == WishedKind::Incremental {
+        return Err(Error::new(ErrorCode::NotAvailable, "`--kind incremental` is not available in this version")
+            .help("leave it out: what did not change is not stored twice"));
+    }
+    // One index per cluster: it is a cache, and made anew from the packs when it is lost.
+    let chunks = place.state_dir.join("chunks");
+    let index_file = crate::durable::create_dir_all(&chunks, crate::durable::PRIVATE_DIR).is_ok().then(|| chunks.join(format!("{}.redb", place.lineage.cluster())));
+    let wal = PipelineProgress { board: place.board.clone() };
+    let request = BackupRequest {
+        label: None,
+        annotations: wish.annotations,
+        checkpoint: if wish.fast_checkpoint { CheckpointMode::Fast } else { CheckpointMode::Spread },
+        max_rate: wish.max_rate.or(place.max_rate).map(MaxRate::from_bytes_per_second),
+        ..BackupRequest::default()
+    };
+    let deps = BackupDeps {
+        server: place.connect,
+        repository: place.lineage,
+        index_file,
+        wal: &wal,
+        clock: place.clock.as_ref(),
+        random: rand::random(),
+        cancel,
+    };
+    backup::run(&request, &deps, progress).await
+}
+
+/// Knows from the pipeline when WAL is in the repository.
+#[derive(Debug)]
+struct PipelineProgress {
+    board: StatusBoard,
+}
+
+#[async_trait]
+impl WalProgress for PipelineProgress {
+    async fn wait_until_stored(&self, range: WalRange) -> Result<()> {
+        let mut status: watch::Receiver<WalStatus> = self.board.subscribe();
+        let ended = || Error::new(ErrorCode::Interrupted, "streaming ended while a backup waited for its WAL");
+        // Positions only grow along the way of a cluster: whatever timeline is received now, WAL before it is stored.
+        status.wait_for(|status| status.shipped.max(status.archived) >= Some(range.end)).await.map_err(|_| ended())?;
+        Ok(())
+    }
 }

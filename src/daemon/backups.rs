@@ -230,7 +230,8 @@ async fn take(cluster: &Arc<Cluster>, asked: &mut Lent<'_>, number: u64, wish: B
     let name = cluster.config.name.as_str();
     let start = cluster.clock().instant();
     let outcome = {
-        let run = backup_run::take(cluster, number, wish);
+        // Its own token, so that an end of the cluster reaches the engine, which decides where it can still stop.
+        let run = backup_run::take(cluster, number, wish, stop);
         tokio::pin!(run);
         loop {
             tokio::select! {
@@ -240,8 +241,6 @@ async fn take(cluster: &Arc<Cluster>, asked: &mut Lent<'_>, number: u64, wish: B
                     // Who asked may have gone.
                     let _ = reply.send(Err(busy(&running)));
                 }
-                // Dropping the run leaves no manifest: an unfinished backup can never be selected.
-                () = stop.cancelled() => break Err(Error::new(ErrorCode::Interrupted, "the daemon was stopped during the backup")),
             }
         }
     };

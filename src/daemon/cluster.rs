@@ -1,6 +1,7 @@
 //! One cluster inside the daemon: its tasks, and what they know. Each task is started again when it ends or panics, and
 //! none of them can stop another cluster.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub struct Cluster {
     pub location: String,
     /// How its servers are reached.
     pub connect: ConnectOptions,
+    /// Where local state lives.
+    pub state_dir: PathBuf,
     /// Its base backups.
     pub backups: Backups,
     clock: Arc<dyn Clock>,
@@ -73,6 +76,7 @@ impl Cluster {
             config: cluster.clone(),
             location: config.repository.storage.url.clone(),
             connect,
+            state_dir: config.state_dir.clone(),
             backups: Backups::new(),
             clock,
             board: StatusBoard::new(),

@@ -1,6 +1,6 @@
 //! The daemon: one supervisor per cluster, a schedule, metrics, HTTP, signals. One broken cluster never stops the others.
 
-mod backup_run;
+pub mod backup_run;
 pub mod backups;
 pub mod check;
 pub mod cluster;
