@@ -37,7 +37,12 @@ pub struct Place<'a> {
 }
 
 /// Takes a backup of a supervised cluster, and tells how far it is.
-pub(super) async fn take(cluster: &Arc<Cluster>, number: u64, wish: BackupWish, cancel: &CancellationToken) -> Result<Backup> {
+pub(super) async fn take(
+    cluster: &Arc<Cluster>,
+    number: u64,
+    wish: BackupWish,
+    cancel: &CancellationToken,
+) -> Result<Backup> {
     let lineage = stored::newest_lineage(&cluster.repository()?).await?;
     let progress = ProgressSender::new(BackupProgress::default());
     let mut told = progress.subscribe();
@@ -68,14 +73,21 @@ pub(super) async fn take(cluster: &Arc<Cluster>, number: u64, wish: BackupWish, 
 }
 
 /// Takes a backup and waits until it is usable.
-pub async fn run(place: &Place<'_>, wish: BackupWish, progress: &ProgressSender, cancel: &CancellationToken) -> Result<Backup> {
+pub async fn run(
+    place: &Place<'_>,
+    wish: BackupWish,
+    progress: &ProgressSender,
+    cancel: &CancellationToken,
+) -> Result<Backup> {
     if wish.kind == WishedKind::Incremental {
         return Err(Error::new(ErrorCode::NotAvailable, "`--kind incremental` is not available in this version")
             .help("leave it out: what did not change is not stored twice"));
     }
     // One index per cluster: it is a cache, and made anew from the packs when it is lost.
     let chunks = place.state_dir.join("chunks");
-    let index_file = crate::durable::create_dir_all(&chunks, crate::durable::PRIVATE_DIR).is_ok().then(|| chunks.join(format!("{}.redb", place.lineage.cluster())));
+    let index_file = crate::durable::create_dir_all(&chunks, crate::durable::PRIVATE_DIR)
+        .is_ok()
+        .then(|| chunks.join(format!("{}.redb", place.lineage.cluster())));
     let wal = PipelineProgress { board: place.board.clone() };
     let request = BackupRequest {
         label: None,

@@ -186,9 +186,8 @@ pub(super) async fn keep_taking(cluster: Arc<Cluster>, stop: CancellationToken) 
     loop {
         let next = next(&cluster);
         backups.state().next_due = next.map(|(due, _)| due);
-        let wait = next.map_or(LOOK_EVERY, |(due, _)| {
-            (due - cluster.clock().now()).to_std().unwrap_or_default().min(LOOK_EVERY)
-        });
+        let wait = next
+            .map_or(LOOK_EVERY, |(due, _)| (due - cluster.clock().now()).to_std().unwrap_or_default().min(LOOK_EVERY));
         let mut refreshed = cluster.refreshed();
         tokio::select! {
             Some((wish, reply)) = asked.receiver().recv() => {
@@ -212,7 +211,8 @@ pub(super) async fn keep_taking(cluster: Arc<Cluster>, stop: CancellationToken) 
 
 /// What is due next. Nothing by itself before the repository was read: an unread repository is not an empty one.
 fn next(cluster: &Cluster) -> Option<(DateTime<Utc>, schedule::Why)> {
-    let (streaming, newest_gap) = cluster.board().read(|status| (status.streaming(), status.gaps.iter().map(|gap| gap.at).max()));
+    let (streaming, newest_gap) =
+        cluster.board().read(|status| (status.streaming(), status.gaps.iter().map(|gap| gap.at).max()));
     let stored = cluster.stored();
     // Before the first WAL there is no lineage to read; WAL that flows has made one.
     let known = stored.is_some();
@@ -220,7 +220,10 @@ fn next(cluster: &Cluster) -> Option<(DateTime<Utc>, schedule::Why)> {
         return None;
     }
     let backups = stored.map(|stored| stored.catalog.backups.clone()).unwrap_or_default();
-    let last_backup = backups.iter().rfind(|backup| backup.status != BackupStatus::Failed).map(|backup| backup.started_at.to_datetime());
+    let last_backup = backups
+        .iter()
+        .rfind(|backup| backup.status != BackupStatus::Failed)
+        .map(|backup| backup.started_at.to_datetime());
     let past = Past { last_backup, failures: cluster.backups.failures(), newest_gap };
     schedule::next(cluster.config.schedule.as_ref(), &past, cluster.clock().now())
 }
@@ -245,8 +248,12 @@ async fn take(cluster: &Arc<Cluster>, asked: &mut Lent<'_>, number: u64, wish: B
         }
     };
     match &outcome {
-        Ok(backup) => tracing::info!(cluster = name, backup = %backup.id, size_bytes = backup.size_bytes, new_bytes = backup.new_bytes, "base backup committed"),
-        Err(error) => tracing::error!(cluster = name, code = error.code().as_str(), causes = ?error.causes(), "base backup failed: {}", error.message()),
+        Ok(backup) => {
+            tracing::info!(cluster = name, backup = %backup.id, size_bytes = backup.size_bytes, new_bytes = backup.new_bytes, "base backup committed")
+        }
+        Err(error) => {
+            tracing::error!(cluster = name, code = error.code().as_str(), causes = ?error.causes(), "base backup failed: {}", error.message())
+        }
     }
     let took = cluster.clock().instant().saturating_duration_since(start);
     cluster.backups.end(number, outcome, cluster.clock().now(), took);

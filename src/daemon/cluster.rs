@@ -205,7 +205,11 @@ impl Cluster {
         self.refreshed.subscribe()
     }
 
-    async fn hand_over_repository(self: Arc<Self>, to: watch::Sender<Option<ClusterRepository>>, stop: CancellationToken) {
+    async fn hand_over_repository(
+        self: Arc<Self>,
+        to: watch::Sender<Option<ClusterRepository>>,
+        stop: CancellationToken,
+    ) {
         let Ok(name) = open::cluster_name(&self.config) else { return };
         let mut repository = self.repository.clone();
         let opened = tokio::select! {
@@ -284,9 +288,17 @@ impl Cluster {
             if let (Some(from), Some(to)) = (before.timeline, now.timeline)
                 && to > from
             {
-                let host = |primary: &Option<(String, u16)>| primary.as_ref().map(|(host, port)| format!("{host}:{port}"));
+                let host =
+                    |primary: &Option<(String, u16)>| primary.as_ref().map(|(host, port)| format!("{host}:{port}"));
                 let gap = now.gaps.len() > before.gaps.len();
-                let failover = Failover { at, from: host(&before.primary), to: host(&now.primary), lsn: before.received, timeline: to, gap };
+                let failover = Failover {
+                    at,
+                    from: host(&before.primary),
+                    to: host(&now.primary),
+                    lsn: before.received,
+                    timeline: to,
+                    gap,
+                };
                 let mut known = self.known();
                 known.failovers.push(failover);
                 let excess = known.failovers.len().saturating_sub(FAILOVERS_KEPT);

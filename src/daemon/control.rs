@@ -29,8 +29,11 @@ pub fn listen(path: &Path) -> Result<UnixListener> {
         Error::new(ErrorCode::InvalidConfig, format!("cannot listen on {}", path.display())).because(error)
     };
     if path.as_os_str().len() > MAX_PATH {
-        return Err(cannot(&format!("the path is {} bytes long, a unix socket takes {MAX_PATH}", path.as_os_str().len()))
-            .help("use a shorter `state_dir` in [daemon]"));
+        return Err(cannot(&format!(
+            "the path is {} bytes long, a unix socket takes {MAX_PATH}",
+            path.as_os_str().len()
+        ))
+        .help("use a shorter `state_dir` in [daemon]"));
     }
     state_dir::remove_stale(path).map_err(|error| cannot(&error))?;
     let listener = UnixListener::bind(path).map_err(|error| cannot(&error))?;
@@ -92,11 +95,14 @@ impl Client {
 
     async fn exchange(&self, method: Method, path_and_query: &str, body: Option<&Value>) -> Result<(u16, Bytes)> {
         let failed = |error: &dyn std::fmt::Display| {
-            Error::new(ErrorCode::Unclassified, "the daemon does not answer").because(error).help("see whether it runs: pgvault health")
+            Error::new(ErrorCode::Unclassified, "the daemon does not answer")
+                .because(error)
+                .help("see whether it runs: pgvault health")
         };
         let exchange = async {
             let stream = UnixStream::connect(&self.path).await.map_err(|error| failed(&error))?;
-            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
             // Ends with the exchange; an error of it is also the error of the request.
             let connection = tokio::spawn(connection);
             let request = Request::builder()
@@ -108,11 +114,16 @@ impl Client {
                 .map_err(|error| failed(&error))?;
             let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
             let status = response.status().as_u16();
-            let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|error| failed(&error))?;
+            let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER)
+                .collect()
+                .await
+                .map_err(|error| failed(&error))?;
             connection.abort();
             Ok((status, body.to_bytes()))
         };
-        timeout(PATIENCE, exchange).await.unwrap_or_else(|_| Err(failed(&format!("no answer within {} s", PATIENCE.as_secs()))))
+        timeout(PATIENCE, exchange)
+            .await
+            .unwrap_or_else(|_| Err(failed(&format!("no answer within {} s", PATIENCE.as_secs()))))
     }
 }
 

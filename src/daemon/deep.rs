@@ -23,7 +23,10 @@ pub async fn check(connect: &ConnectOptions, cluster: &ClusterRepository, clock:
         Err(error) => Finding {
             name: NAME,
             status: CheckStatus::Failed,
-            message: std::iter::once(error.message()).chain(error.causes().iter().map(String::as_str)).collect::<Vec<_>>().join(": "),
+            message: std::iter::once(error.message())
+                .chain(error.causes().iter().map(String::as_str))
+                .collect::<Vec<_>>()
+                .join(": "),
             fix: error.help_lines().first().cloned(),
         },
     }
@@ -33,7 +36,10 @@ async fn run(connect: &ConnectOptions, cluster: &ClusterRepository, clock: &Arc<
     let start = clock.instant();
     let session = sql::connect(connect).await.map_err(|error| error.explain("cannot switch WAL"))?;
     // A restore point, so that there is something to switch: an idle server would not leave its segment.
-    session.create_restore_point("pgvault_check").await.map_err(|error| error.explain("cannot write a restore point"))?;
+    session
+        .create_restore_point("pgvault_check")
+        .await
+        .map_err(|error| error.explain("cannot write a restore point"))?;
     let end = session.switch_wal().await.map_err(|error| error.explain("cannot switch WAL"))?.ok_or_else(|| {
         Error::new(ErrorCode::NoReplicationRight, "the role may not switch WAL")
             .help("GRANT EXECUTE ON FUNCTION pg_switch_wal(), pg_create_restore_point(text) TO pgvault;")
@@ -44,8 +50,11 @@ async fn run(connect: &ConnectOptions, cluster: &ClusterRepository, clock: &Arc<
     let name = SegmentName::new(timeline, SegmentNumber::containing_end(end, size), size);
     while lineage.segment_header(name).await?.is_none() {
         if clock.instant().saturating_duration_since(start) > PATIENCE {
-            return Err(Error::new(ErrorCode::Unclassified, format!("segment {name} is not in the repository after {} s", PATIENCE.as_secs()))
-                .help("see what holds it up: pgvault status"));
+            return Err(Error::new(
+                ErrorCode::Unclassified,
+                format!("segment {name} is not in the repository after {} s", PATIENCE.as_secs()),
+            )
+            .help("see what holds it up: pgvault status"));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -53,7 +62,10 @@ async fn run(connect: &ConnectOptions, cluster: &ClusterRepository, clock: &Arc<
     let mut bytes = Vec::new();
     lineage.fetch_segment(name, &mut bytes).await?;
     read_through(&lineage, name, &bytes)?;
-    Ok(format!("segment {name} was stored {:.1} s after the switch, fetched back and read record by record", arrived.as_secs_f64()))
+    Ok(format!(
+        "segment {name} was stored {:.1} s after the switch, fetched back and read record by record",
+        arrived.as_secs_f64()
+    ))
 }
 
 async fn newest_timeline(lineage: &LineageRepository) -> Result<wal::TimelineId> {
@@ -63,7 +75,9 @@ async fn newest_timeline(lineage: &LineageRepository) -> Result<wal::TimelineId>
 
 /// The stored checksum was right; this proves that it is WAL of the place that the name says.
 fn read_through(lineage: &LineageRepository, name: SegmentName, bytes: &[u8]) -> Result<()> {
-    let damaged = |error: &dyn std::fmt::Display| Error::new(ErrorCode::Damaged, format!("segment {name} cannot be read")).because(error);
+    let damaged = |error: &dyn std::fmt::Display| {
+        Error::new(ErrorCode::Damaged, format!("segment {name} cannot be read")).because(error)
+    };
     let size = lineage.segment_size();
     let number = name.number(size).ok_or_else(|| damaged(&"its name does not fit the segment size"))?;
     let mut reader = WalReader::new(size, number.start(size));

@@ -133,13 +133,18 @@ async fn readyz(State(shared): State<Shared>) -> Response {
         && (!config.spool.dir.exists() || rustix::fs::access(&config.spool.dir, rustix::fs::Access::WRITE_OK).is_ok());
     let configured = !config.clusters.is_empty();
     let status = if writable && configured { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": writable && configured, "configured": configured, "spool_writable": writable }))).into_response()
+    (status, Json(json!({ "ready": writable && configured, "configured": configured, "spool_writable": writable })))
+        .into_response()
 }
 
 /// The verdict of `check`, from what is known.
 async fn healthz(State(shared): State<Shared>, Query(question): Query<Question>) -> Answer {
-    let names: Vec<String> =
-        shared.supervisor.clusters(question.cluster.as_deref())?.iter().map(|cluster| cluster.config.name.clone()).collect();
+    let names: Vec<String> = shared
+        .supervisor
+        .clusters(question.cluster.as_deref())?
+        .iter()
+        .map(|cluster| cluster.config.name.clone())
+        .collect();
     let mut findings = shared.supervisor.findings();
     findings.retain(|name, _| names.contains(name));
     let strict = question.strict.is_some_and(|strict| strict != "0" && strict != "false");
@@ -193,9 +198,11 @@ pub fn moment(text: &str, now: PgTime) -> Result<PgTime> {
                 .help(format!("if UTC is meant, write          {utc}"))
                 .help(format!("if {zone} is meant, write {local}"))
         }
-        time_text::TimeTextError::Ambiguous { first, second, .. } => Error::new(ErrorCode::TimeWithoutZone, error.to_string())
-            .help(format!("write {first}"))
-            .help(format!("or    {second}")),
+        time_text::TimeTextError::Ambiguous { first, second, .. } => {
+            Error::new(ErrorCode::TimeWithoutZone, error.to_string())
+                .help(format!("write {first}"))
+                .help(format!("or    {second}"))
+        }
         _ => Error::new(ErrorCode::Usage, error.to_string()),
     })
 }
@@ -203,7 +210,8 @@ pub fn moment(text: &str, now: PgTime) -> Result<PgTime> {
 /// The zone of this machine, for the second reading of a time without one.
 fn local_zone(now: PgTime) -> LocalZone {
     let offset = *now.to_datetime().with_timezone(&chrono::Local).offset();
-    let name = std::env::var("TZ").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| format!("local time ({offset})"));
+    let name =
+        std::env::var("TZ").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| format!("local time ({offset})"));
     LocalZone { name, offset }
 }
 
@@ -238,7 +246,10 @@ async fn get_run(State(shared): State<Shared>, headers: HeaderMap, Query(questio
     shared.may_read(&headers)?;
     let cluster = shared.supervisor.one_cluster(question.cluster.as_deref())?;
     let number = question.run.unwrap_or_default();
-    let run = cluster.backups.run(number).ok_or_else(|| Error::new(ErrorCode::NotFound, format!("no run {number} of a backup")))?;
+    let run = cluster
+        .backups
+        .run(number)
+        .ok_or_else(|| Error::new(ErrorCode::NotFound, format!("no run {number} of a backup")))?;
     Ok(Json(run_document(&run, &cluster.view())).into_response())
 }
 
@@ -248,7 +259,9 @@ fn run_document(run: &Run, view: &super::view::ClusterView) -> Value {
     let progress = json!({ "phase": running.phase, "done_bytes": running.done_bytes, "total_bytes": running.total_bytes, "started_at": PgTime::from(running.started_at) });
     match &run.outcome {
         None => json!({ "state": "running", "id": running.id, "progress": progress }),
-        Some(Err(error)) => json!({ "state": "failed", "id": running.id, "progress": progress, "error": document(error) }),
+        Some(Err(error)) => {
+            json!({ "state": "failed", "id": running.id, "progress": progress, "error": document(error) })
+        }
         Some(Ok(backup)) => {
             let known = view.backups().iter().find(|known| known.id == backup.id).unwrap_or(backup);
             json!({ "state": "ok", "id": backup.id, "progress": progress, "backup": status::backup_summary(view, known) })
@@ -265,7 +278,11 @@ async fn get_check(State(shared): State<Shared>, headers: HeaderMap, Query(quest
     let mut findings = BTreeMap::new();
     for cluster in clusters {
         let name = cluster.config.name.clone();
-        let found = if try_out { shared.supervisor.check_now(&cluster).await } else { known.get(&name).cloned().unwrap_or_default() };
+        let found = if try_out {
+            shared.supervisor.check_now(&cluster).await
+        } else {
+            known.get(&name).cloned().unwrap_or_default()
+        };
         findings.insert(name, found);
     }
     Ok(Json(check_document(&findings)).into_response())
@@ -283,8 +300,10 @@ impl Shared {
         match &*self.access {
             Access::Owner | Access::Network { loopback: true, .. } => Ok(()),
             Access::Network { token: Some(token), .. } => self.has_token(headers, token),
-            Access::Network { token: None, .. } => Err(Error::new(ErrorCode::Refused, "reading from other machines needs a token")
-                .help("set `token_file` in [http] and send it: Authorization: Bearer TOKEN")),
+            Access::Network { token: None, .. } => {
+                Err(Error::new(ErrorCode::Refused, "reading from other machines needs a token")
+                    .help("set `token_file` in [http] and send it: Authorization: Bearer TOKEN"))
+            }
         }
     }
 
@@ -292,21 +311,26 @@ impl Shared {
         match &*self.access {
             Access::Owner => Ok(()),
             Access::Network { actions: false, .. } => {
-                Err(Error::new(ErrorCode::Refused, "this server does not act over HTTP").help("set `actions = true` in [http], or use the command line on this machine"))
+                Err(Error::new(ErrorCode::Refused, "this server does not act over HTTP")
+                    .help("set `actions = true` in [http], or use the command line on this machine"))
             }
             Access::Network { token: Some(token), .. } => self.has_token(headers, token),
-            Access::Network { token: None, .. } => Err(Error::new(ErrorCode::Refused, "acting needs a token").help("set `token_file` in [http]")),
+            Access::Network { token: None, .. } => {
+                Err(Error::new(ErrorCode::Refused, "acting needs a token").help("set `token_file` in [http]"))
+            }
         }
     }
 
     fn has_token(&self, headers: &HeaderMap, token: &SecretString) -> Result<()> {
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
         // Hashes are compared: how long that takes says nothing about the token.
-        let right = given.is_some_and(|given| sha256(given.trim().as_bytes()) == sha256(token.expose_secret().trim().as_bytes()));
+        let right = given
+            .is_some_and(|given| sha256(given.trim().as_bytes()) == sha256(token.expose_secret().trim().as_bytes()));
         if right {
             Ok(())
         } else {
-            Err(Error::new(ErrorCode::Refused, "the token is missing or wrong").help("send it: Authorization: Bearer TOKEN"))
+            Err(Error::new(ErrorCode::Refused, "the token is missing or wrong")
+                .help("send it: Authorization: Bearer TOKEN"))
         }
     }
 }

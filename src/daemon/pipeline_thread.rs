@@ -36,7 +36,9 @@ pub(super) async fn keep_running(cluster: String, parts: WalParts, stop: Cancell
 /// One life of the pipeline.
 async fn run(cluster: &str, parts: WalParts, stop: CancellationToken) -> Result<()> {
     let (ended, end) = oneshot::channel();
-    let cannot = |error: &dyn std::error::Error| Error::new(ErrorCode::Unclassified, "cannot start a thread for streaming").because(error);
+    let cannot = |error: &dyn std::error::Error| {
+        Error::new(ErrorCode::Unclassified, "cannot start a thread for streaming").because(error)
+    };
     thread::Builder::new()
         .name(format!("wal-{cluster}"))
         .spawn(move || {
@@ -44,10 +46,15 @@ async fn run(cluster: &str, parts: WalParts, stop: CancellationToken) -> Result<
                 Ok(runtime) => {
                     let running = AssertUnwindSafe(|| runtime.block_on(WalPipeline::run(parts, stop)));
                     std::panic::catch_unwind(running).unwrap_or_else(|_| {
-                        Err(Error::new(ErrorCode::Unclassified, "internal error: streaming has a fault and starts again"))
+                        Err(Error::new(
+                            ErrorCode::Unclassified,
+                            "internal error: streaming has a fault and starts again",
+                        ))
                     })
                 }
-                Err(error) => Err(Error::new(ErrorCode::Unclassified, "cannot start a runtime for streaming").because(error)),
+                Err(error) => {
+                    Err(Error::new(ErrorCode::Unclassified, "cannot start a runtime for streaming").because(error))
+                }
             };
             // The receiver is gone only when the daemon is.
             let _ = ended.send(result);

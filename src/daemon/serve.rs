@@ -44,12 +44,19 @@ pub async fn serve(config: Config, flags: Flags, variables: Variables, clock: Ar
     let supervisor = Supervisor::start(config, flags, clock, metrics)?;
     let listening = CancellationToken::new();
     let owner = router(Arc::clone(&supervisor), Access::Owner);
-    spawn_listener("control socket", axum::serve(socket, owner).with_graceful_shutdown(listening.clone().cancelled_owned()).into_future());
+    spawn_listener(
+        "control socket",
+        axum::serve(socket, owner).with_graceful_shutdown(listening.clone().cancelled_owned()).into_future(),
+    );
     if let Some((listener, address)) = tcp {
-        let access = Access::Network { loopback: address.ip().is_loopback(), token: http.token.clone(), actions: http.actions };
+        let access =
+            Access::Network { loopback: address.ip().is_loopback(), token: http.token.clone(), actions: http.actions };
         let network = router(Arc::clone(&supervisor), access);
         tracing::info!(%address, "HTTP server listens");
-        spawn_listener("HTTP server", axum::serve(listener, network).with_graceful_shutdown(listening.clone().cancelled_owned()).into_future());
+        spawn_listener(
+            "HTTP server",
+            axum::serve(listener, network).with_graceful_shutdown(listening.clone().cancelled_owned()).into_future(),
+        );
     }
     notify::ready("streaming");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), state_dir = %state.path().display(), "pgvault serves");
@@ -68,7 +75,9 @@ pub async fn serve(config: Config, flags: Flags, variables: Variables, clock: Ar
 async fn bind(address: SocketAddr) -> Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
         let error = Error::new(ErrorCode::InvalidConfig, format!("cannot listen on {address}")).because(error);
-        error.help("see who does: ss -ltnp").help("or use another address: PGVAULT_LISTEN=127.0.0.1:8081, listen in [http]")
+        error
+            .help("see who does: ss -ltnp")
+            .help("or use another address: PGVAULT_LISTEN=127.0.0.1:8081, listen in [http]")
     })
 }
 
@@ -127,9 +136,7 @@ fn report(supervisor: &Supervisor) {
 /// minute, ends at once: nothing that was acknowledged is lost by that.
 async fn end(supervisor: &Supervisor, signals: &mut Signals) -> Result<()> {
     tracing::info!("pgvault ends");
-    let again = async {
-        while signals.next().await != Request::Stop {}
-    };
+    let again = async { while signals.next().await != Request::Stop {} };
     tokio::select! {
         () = supervisor.stop() => {
             tracing::info!("pgvault has ended");

@@ -26,7 +26,10 @@ pub fn newest_lineage(cluster: &ClusterRepository) -> BoxFuture<'_, Result<Linea
 }
 
 async fn nothing_stored(repository: &Repository, name: &ClusterName) -> Error {
-    let error = Error::new(ErrorCode::NotFound, format!("nothing of cluster \"{name}\" is stored in {}", repository.location()));
+    let error = Error::new(
+        ErrorCode::NotFound,
+        format!("nothing of cluster \"{name}\" is stored in {}", repository.location()),
+    );
     match repository.clusters().await {
         Ok(names) if !names.is_empty() => {
             let names: Vec<String> = names.iter().map(ToString::to_string).collect();
@@ -100,8 +103,11 @@ impl<'a> Asker<'a> {
     async fn find_out(&mut self, question: Question) -> Result<()> {
         // Every answer ends its question; one that is asked again would be asked for ever.
         if self.last.as_ref() == Some(&question) {
-            return Err(Error::new(ErrorCode::Unclassified, "internal error: a question about the WAL was not answered")
-                .because(format!("{question:?}")));
+            return Err(Error::new(
+                ErrorCode::Unclassified,
+                "internal error: a question about the WAL was not answered",
+            )
+            .because(format!("{question:?}")));
         }
         let answer = xact_search::answer(self.lineage, self.catalog, &question).await?;
         self.facts.learn(question.clone(), answer);

@@ -106,7 +106,8 @@ impl Supervisor {
         match (found.pop(), found.len()) {
             (Some(only), 0) => Ok(only),
             (None, _) => Err(Error::new(ErrorCode::NotFound, "no cluster is configured")),
-            (Some(_), _) => Err(Error::new(ErrorCode::Usage, "several clusters are configured: say which one").help("add ?cluster=NAME")),
+            (Some(_), _) => Err(Error::new(ErrorCode::Usage, "several clusters are configured: say which one")
+                .help("add ?cluster=NAME")),
         }
     }
 
@@ -148,7 +149,8 @@ impl Supervisor {
     }
 
     fn prepare(&self, config: &Config, name: &str) -> Result<(Arc<Cluster>, crate::wal_pipeline::WalSettings)> {
-        let of_cluster = config.cluster(name).ok_or_else(|| Error::new(ErrorCode::NotFound, format!("no cluster \"{name}\"")))?;
+        let of_cluster =
+            config.cluster(name).ok_or_else(|| Error::new(ErrorCode::NotFound, format!("no cluster \"{name}\"")))?;
         let settings = open::wal_settings(config, of_cluster)?;
         let cluster = Cluster::new(config, of_cluster, Arc::clone(&self.clock), self.repository.subscribe())?;
         Ok((Arc::new(cluster), settings))

@@ -115,7 +115,8 @@ impl From<XactMark> for Commit {
 pub fn document(stored: &Stored) -> WindowDocument {
     let Window { ranges, gaps, timelines } = stored.window.clone();
     let moment = |moment: recovery::Moment| Moment { time: moment.time, lsn: moment.lsn, timeline: moment.timeline };
-    let fork = |fork: TimelineFork| Timeline { timeline: fork.timeline, parent: fork.parent, switch_lsn: fork.switch_lsn };
+    let fork =
+        |fork: TimelineFork| Timeline { timeline: fork.timeline, parent: fork.parent, switch_lsn: fork.switch_lsn };
     WindowDocument {
         cluster: stored.catalog.cluster.clone(),
         lineage: stored.catalog.lineage,
