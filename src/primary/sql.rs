@@ -1,13 +1,15 @@
 //! Ordinary SQL sessions: what the replication protocol does not tell. Everything here is optional for pgvault: a role
 //! with REPLICATION alone gets less, never an outage.
 
+use std::time::Duration;
+
 use wal::Lsn;
 
-use super::connect::ConnectOptions;
-use super::conninfo::Host;
-use super::error::PgError;
-use super::slot::SlotName;
-use super::version::ServerVersion;
+mod handover;
+mod session;
+mod settings;
+
+pub use session::{SqlSession, connect};
 
 /// A row of `pg_replication_slots`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +45,17 @@ pub struct ReplicationRow {
     pub flush_lsn: Option<Lsn>,
 }
 
+/// What the role may do, beyond connecting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoleRights {
+    /// It is a superuser.
+    pub superuser: bool,
+    /// It has REPLICATION.
+    pub replication: bool,
+    /// It is a member of `pg_monitor`.
+    pub monitor: bool,
+}
+
 /// Settings that decide whether backups and streaming work. `None`: not visible to the role, or unknown to the server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServerSettings {
@@ -53,9 +66,9 @@ pub struct ServerSettings {
     /// `wal_keep_size` in bytes.
     pub wal_keep_size: Option<u64>,
     /// `wal_sender_timeout`; zero = off.
-    pub wal_sender_timeout: Option<std::time::Duration>,
+    pub wal_sender_timeout: Option<Duration>,
     /// `idle_replication_slot_timeout` (18+); zero = off.
-    pub idle_replication_slot_timeout: Option<std::time::Duration>,
+    pub idle_replication_slot_timeout: Option<Duration>,
     /// `synchronous_standby_names`.
     pub synchronous_standby_names: Option<String>,
     /// `synchronous_commit`.
@@ -80,75 +93,4 @@ pub struct ServerSettings {
     pub summarize_wal: Option<bool>,
     /// `data_directory`; needs pg_monitor.
     pub data_directory: Option<String>,
-}
-
-/// One SQL session with one server.
-#[derive(Debug)]
-pub struct SqlSession {}
-
-/// Connects to the database of the conninfo, or `postgres`, on the first suitable host.
-pub async fn connect(options: &ConnectOptions) -> Result<SqlSession, PgError> {
-    todo!("{options:?}")
-}
-
-impl SqlSession {
-    /// The host that answered.
-    pub fn host(&self) -> &Host {
-        todo!()
-    }
-
-    /// The server's version.
-    pub fn server_version(&self) -> ServerVersion {
-        todo!()
-    }
-
-    /// Whether the connection still stands.
-    pub fn is_open(&self) -> bool {
-        todo!()
-    }
-
-    /// `pg_is_in_recovery()`.
-    pub async fn is_in_recovery(&self) -> Result<bool, PgError> {
-        todo!()
-    }
-
-    /// All replication slots; `None` when the role may not see them.
-    pub async fn slots(&self) -> Result<Option<Vec<SlotRow>>, PgError> {
-        todo!()
-    }
-
-    /// The receivers that stream now; `None` when the role may not see them.
-    pub async fn replication(&self) -> Result<Option<Vec<ReplicationRow>>, PgError> {
-        todo!()
-    }
-
-    /// The settings that matter.
-    pub async fn settings(&self) -> Result<ServerSettings, PgError> {
-        todo!()
-    }
-
-    /// End of WAL: the insert position of a primary, the replay position of a standby.
-    pub async fn current_lsn(&self) -> Result<Option<Lsn>, PgError> {
-        todo!()
-    }
-
-    /// `pg_switch_wal()`: the end of the segment that was left. `None` without the right to.
-    pub async fn switch_wal(&self) -> Result<Option<Lsn>, PgError> {
-        todo!()
-    }
-
-    /// `pg_create_restore_point(name)`: where it was written. `None` without the right to.
-    pub async fn create_restore_point(&self, name: &str) -> Result<Option<Lsn>, PgError> {
-        todo!("{name}")
-    }
-
-    /// `pg_create_physical_replication_slot(name, immediately_reserve => true)`. `None` without the right to.
-    pub async fn create_physical_slot(&self, name: &SlotName) -> Result<Option<Lsn>, PgError> {
-        todo!("{name}")
-    }
-
-    /// `pg_replication_slot_advance(name, to)`: where the slot stands then. `None` without the right to.
-    pub async fn advance_slot(&self, name: &SlotName, to: Lsn) -> Result<Option<Lsn>, PgError> {
-        todo!("{name} {to}")
-    }
 }
