@@ -10,7 +10,7 @@ use super::{ConninfoError, Words, keyword};
 /// The environment as an argument: nothing below reads the process's own.
 #[derive(Clone, Default)]
 pub struct Environment {
-    variables: BTreeMap<String, String>,
+    pub(super) variables: BTreeMap<String, String>,
     /// The home directory: `~/.pgpass`, `~/.pg_service.conf`, `~/.postgresql/`.
     pub home: Option<PathBuf>,
     /// Name of the operating system's user: the default role.
