@@ -71,7 +71,10 @@ fn uris_are_read_as_libpq_reads_them() {
         assert_eq!(password(&conninfo).as_deref(), secret, "{text}");
     }
     assert_eq!(parse("postgresql://pg1?ssl=true").ssl_mode(), SslMode::Require);
-    assert_eq!(parse("postgres://a,b?target_session_attrs=read-write").target_session_attrs(), TargetSessionAttrs::ReadWrite);
+    assert_eq!(
+        parse("postgres://a,b?target_session_attrs=read-write").target_session_attrs(),
+        TargetSessionAttrs::ReadWrite
+    );
 }
 
 #[test]
@@ -294,8 +297,9 @@ fn a_service_stands_between_the_words_and_the_environment() {
         let error = Conninfo::parse(&format!("service={service}"), &environment).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    let variables = [("PGSERVICE", "main"), ("PGSERVICEFILE", &*directory.path().join(".pg_service.conf").display().to_string())]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let variables =
+        [("PGSERVICE", "main"), ("PGSERVICEFILE", &*directory.path().join(".pg_service.conf").display().to_string())]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!(hosts(&Conninfo::parse("", &Environment::from_variables(variables)).unwrap()), ["pg1:6000"]);
 }
 

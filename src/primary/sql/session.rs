@@ -40,8 +40,10 @@ impl Drop for SqlSession {
 pub async fn connect(options: &ConnectOptions) -> Result<SqlSession, PgError> {
     let database = options.conninfo.dbname().unwrap_or("postgres");
     let connected = connect::connect(options, Session::Sql { database }).await?;
-    let (transport, rest) =
-        connected.wire.into_transport().ok_or_else(|| PgError::Protocol("the connection is still in use".to_owned()))?;
+    let (transport, rest) = connected
+        .wire
+        .into_transport()
+        .ok_or_else(|| PgError::Protocol("the connection is still in use".to_owned()))?;
     let stream = Handover::new(transport, &connected.key, &rest);
     // Everything that counts was settled in our own startup message; this one never reaches the server.
     let mut config = Config::new();
@@ -188,7 +190,9 @@ impl SqlSession {
     async fn query(&self, query: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>, PgError> {
         match timeout(self.limit, self.client.query_typed(query, parameters)).await {
             Ok(result) => result.map_err(|error| explain(&error)),
-            Err(_) => Err(PgError::Timeout { doing: "waiting for the answer to a query".to_owned(), limit: self.limit }),
+            Err(_) => {
+                Err(PgError::Timeout { doing: "waiting for the answer to a query".to_owned(), limit: self.limit })
+            }
         }
     }
 }
@@ -226,9 +230,10 @@ fn explain(error: &tokio_postgres::Error) -> PgError {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     match source {
         Some(source) => PgError::Io { doing, source: io::Error::new(source.kind(), source.to_string()) },
-        None if error.is_closed() => {
-            PgError::Io { doing, source: io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection") }
-        }
+        None if error.is_closed() => PgError::Io {
+            doing,
+            source: io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"),
+        },
         None => PgError::Protocol(error.to_string()),
     }
 }
