@@ -61,14 +61,21 @@ pub struct RepositoryOptions {
     pub compression: Compression,
     /// A local directory for objects that are too large to be built in memory.
     pub scratch_dir: PathBuf,
+    /// WAL segments up to this many bytes are compressed in memory, larger ones in a file.
+    pub max_in_memory: u64,
     /// Where the headers of stored WAL are remembered between runs; none = not at all.
     pub header_cache_dir: Option<PathBuf>,
 }
 
 impl Default for RepositoryOptions {
-    /// zstd level 1, the system's temporary directory, no cache.
+    /// zstd level 1, the system's temporary directory, 64 MiB in memory, no cache.
     fn default() -> Self {
-        Self { compression: Compression::default(), scratch_dir: std::env::temp_dir(), header_cache_dir: None }
+        Self {
+            compression: Compression::default(),
+            scratch_dir: std::env::temp_dir(),
+            max_in_memory: 64 << 20,
+            header_cache_dir: None,
+        }
     }
 }
 

@@ -109,6 +109,7 @@ impl LineageRepository {
             index: index.clone(),
             compression: options.compression,
             scratch_dir: options.scratch_dir.clone(),
+            max_in_memory: options.max_in_memory,
         };
         let encoded = job.run().await?;
         if let Some(page) = &encoded.first_page {

@@ -9,7 +9,6 @@ use wal::{
     WalReader, XactEnd, XactIndex,
 };
 
-use crate::codec::Compression;
 use crate::repository::{
     ClusterIdentity, ClusterName, LineageRepository, PlainSource, Repository, RepositoryId, RepositoryOptions,
     SegmentMeta,
@@ -259,11 +258,7 @@ pub(super) fn root() -> TimelineHistory {
 }
 
 pub(super) async fn repository(storage: Arc<dyn Storage>, cache: Option<&Path>) -> Repository {
-    let options = RepositoryOptions {
-        compression: Compression::default(),
-        scratch_dir: std::env::temp_dir(),
-        header_cache_dir: cache.map(Path::to_owned),
-    };
+    let options = RepositoryOptions { header_cache_dir: cache.map(Path::to_owned), ..RepositoryOptions::default() };
     Repository::create_or_open(storage, options, PgTime::from_micros(0), RepositoryId::new([7; 16])).await.unwrap()
 }
 

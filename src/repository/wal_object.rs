@@ -19,9 +19,6 @@ use crate::storage::{Body, Sha256};
 /// Plaintext of one frame, at most.
 const FRAME_PLAIN: u64 = 16 << 20;
 
-/// Objects with more plaintext than this are built in a file, so that memory stays bounded.
-const IN_MEMORY: u64 = 64 << 20;
-
 /// How much plaintext is handed on at a time when reading.
 const PIECE: usize = 1 << 20;
 
@@ -49,6 +46,8 @@ pub(super) struct EncodeJob {
     pub(super) index: XactIndex,
     pub(super) compression: Compression,
     pub(super) scratch_dir: PathBuf,
+    /// Objects with more plaintext than this are built in a file there, so that memory stays bounded.
+    pub(super) max_in_memory: u64,
 }
 
 impl EncodeJob {
@@ -62,7 +61,7 @@ impl EncodeJob {
     }
 
     fn encode(self) -> RepositoryResult<Encoded> {
-        if self.place.length <= IN_MEMORY {
+        if self.place.length <= self.max_in_memory {
             let mut out = Cursor::new(Vec::new());
             let (header, first_page, sha256) = self.write_to(&mut out, Path::new("memory"))?;
             let body = Body::Bytes(Bytes::from(out.into_inner()));
