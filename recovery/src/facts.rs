@@ -93,6 +93,22 @@ pub enum Question {
     },
 }
 
+impl Question {
+    /// The branch that is asked about.
+    pub const fn branch(&self) -> TimelineId {
+        match *self {
+            Self::MaxTime { branch, .. }
+            | Self::End { branch, .. }
+            | Self::FirstLater { branch, .. }
+            | Self::LastXact { branch, .. }
+            | Self::FirstRecord { branch, .. }
+            | Self::Xid { branch, .. }
+            | Self::RestorePoint { branch, .. }
+            | Self::CommitsAround { branch, .. } => branch,
+        }
+    }
+}
+
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {

@@ -1,0 +1,213 @@
+//! After the files: settings, durability, and the publication.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use recovery::Backup;
+use recovery::settings::{RecoverySettings, Setting, recovery_targets_in, rewrite_auto_conf};
+
+use super::roots::{Roots, data_path};
+
+/// Directories that every server needs; backups may lack them because their content is left out.
+const REQUIRED_DIRECTORIES: [&str; 16] = [
+    "global",
+    "pg_wal",
+    "pg_wal/archive_status",
+    "pg_commit_ts",
+    "pg_dynshmem",
+    "pg_notify",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_subtrans",
+    "pg_twophase",
+    "pg_multixact/members",
+    "pg_multixact/offsets",
+    "pg_replslot",
+    "pg_tblspc",
+    "pg_stat",
+    "pg_stat_tmp",
+];
+
+/// Files that must not act on the restored server: what they tell is about another one.
+const STALE_FILES: [&str; 6] =
+    ["postmaster.pid", "postmaster.opts", "recovery.signal", "standby.signal", "recovery.done", "promote"];
+
+/// Makes the directories that a server needs and a backup leaves out, removes what must not act on it, and gives the data
+/// directory its permissions.
+pub(super) fn complete(roots: &Roots) -> io::Result<()> {
+    let mode = roots.directory_mode()?;
+    for path in REQUIRED_DIRECTORIES {
+        if !roots.has_directory(path)? {
+            roots.make_directory(&data_path(path)?, mode)?;
+        }
+    }
+    for name in STALE_FILES {
+        roots.remove(name)?;
+    }
+    roots.set_directory_mode(mode)
+}
+
+/// Writes `postgresql.auto.conf` and the signal file. Returns what a person should know about the configuration that
+/// came with the backup.
+pub(super) fn write_settings(roots: &Roots, settings: &RecoverySettings, backup: &Backup) -> io::Result<Vec<String>> {
+    let mut settings = settings.clone();
+    let conf = roots.read("postgresql.conf")?;
+    settings.clear_targets(&recovery_targets_in(conf.as_deref().unwrap_or_default()));
+    if conf.is_none() {
+        settings.settings.extend(standby_minimums(backup));
+    }
+    let before = roots.read("postgresql.auto.conf")?.unwrap_or_default();
+    let text = rewrite_auto_conf(&before, &settings);
+    roots.write("postgresql.auto.conf", &mut text.as_slice())?;
+    roots.write(settings.signal.file_name(), &mut io::empty())?;
+    Ok(warnings(conf.as_deref(), &before, backup))
+}
+
+/// A configuration that lies outside of the data directory did not come along; a hot standby (and with it a pause at the
+/// target) still needs as many connections and so on as the primary had.
+fn standby_minimums(backup: &Backup) -> Vec<Setting> {
+    backup.server_settings.iter().map(|(name, value)| Setting { name: name.clone(), value: value.to_string() }).collect()
+}
+
+fn warnings(conf: Option<&[u8]>, auto_conf: &[u8], backup: &Backup) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if conf.is_none() {
+        warnings.push(
+            "there is no postgresql.conf in this backup: the server's configuration lay outside of its data directory"
+                .to_owned(),
+        );
+    }
+    let archives = [conf.unwrap_or_default(), auto_conf].iter().any(|text| sets(text, "archive_command"));
+    if archives {
+        warnings.push(
+            "the restored configuration has an archive_command: once promoted, this server archives to the same place as \
+             the original; set archive_mode = off, or another place, before you start it"
+                .to_owned(),
+        );
+    }
+    if backup.damaged {
+        warnings.push(format!("damage was found in backup {}: see pgvault backup show {}", backup.id, backup.id));
+    }
+    warnings
+}
+
+/// Whether a configuration file gives the parameter a value.
+fn sets(text: &[u8], name: &str) -> bool {
+    String::from_utf8_lossy(text).lines().any(|line| {
+        let Some(rest) = line.trim_start().strip_prefix(name) else { return false };
+        let value = rest.trim_start().trim_start_matches('=').trim_start();
+        rest.starts_with([' ', '\t', '=']) && !value.is_empty() && !value.starts_with("''") && !value.starts_with('#')
+    })
+}
+
+/// fsync of every file and directory below `roots`, by `jobs` threads, as `fsync_pgdata` of pg_basebackup does. Links
+/// are not followed. When it returns, all of it survives a power loss.
+///
+/// A failed fsync is an error and never repeated: the pages may be marked clean and be lost.
+pub(super) fn sync_trees(roots: &[PathBuf], jobs: usize) -> io::Result<()> {
+    let queue = Mutex::new(Queue { directories: roots.to_vec(), working: 0, error: None });
+    let changed = std::sync::Condvar::new();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| sync_directories(&queue, &changed));
+        }
+    });
+    let queue = queue.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    match queue.error {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
+}
+
+struct Queue {
+    directories: Vec<PathBuf>,
+    working: usize,
+    error: Option<io::Error>,
+}
+
+fn sync_directories(queue: &Mutex<Queue>, changed: &std::sync::Condvar) {
+    let lock = || queue.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut state = lock();
+    loop {
+        if state.error.is_some() {
+            return;
+        }
+        let Some(directory) = state.directories.pop() else {
+            if state.working == 0 {
+                return;
+            }
+            state = changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+            continue;
+        };
+        state.working += 1;
+        drop(state);
+        let result = sync_directory(&directory);
+        state = lock();
+        state.working -= 1;
+        match result {
+            Ok(below) => state.directories.extend(below),
+            Err(error) => state.error = Some(error),
+        }
+        changed.notify_all();
+    }
+}
+
+/// fsync of the files in a directory and of itself; returns the directories in it.
+fn sync_directory(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut below = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            // What a mount point brings along belongs to root.
+            if entry.file_name() != "lost+found" {
+                below.push(entry.path());
+            }
+        } else if kind.is_file() {
+            fs::File::open(entry.path())?.sync_all().map_err(|error| named(&entry.path(), error))?;
+        }
+    }
+    fs::File::open(directory)?.sync_all().map_err(|error| named(directory, error))?;
+    Ok(below)
+}
+
+fn named(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_archive_command_with_a_value_is_worth_a_warning() {
+        let table = [
+            ("archive_command = 'cp %p /x'", true),
+            ("  archive_command='x'", true),
+            ("archive_command 'x'", true),
+            ("#archive_command = 'x'", false),
+            ("archive_command = ''", false),
+            ("archive_command_x = 'y'", false),
+            ("archive_mode = on", false),
+        ];
+        for (line, expected) in table {
+            assert_eq!(sets(line.as_bytes(), "archive_command"), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_tree_is_synced_to_its_leaves_and_links_are_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..20 {
+            let below = dir.path().join(format!("a{number}/b"));
+            fs::create_dir_all(&below).unwrap();
+            fs::write(below.join("file"), "x").unwrap();
+        }
+        std::os::unix::fs::symlink("/nowhere", dir.path().join("link")).unwrap();
+        sync_trees(&[dir.path().to_owned()], 3).unwrap();
+        let error = sync_trees(&[dir.path().join("missing")], 2).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

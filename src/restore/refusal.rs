@@ -1,0 +1,91 @@
+//! Why something cannot be recovered, as a person is told.
+
+use recovery::{Moment, NotRecoverable};
+
+use crate::error::{Error, ErrorCode};
+
+/// The refusal of a recovery of `cluster`.
+pub fn not_recoverable(cluster: &str, reason: &NotRecoverable) -> Error {
+    let see_window = format!("see what is possible: pgvault window {cluster}");
+    let refuse = |code: ErrorCode| Error::new(code, format!("cannot recover {cluster}: {reason}"));
+    match reason {
+        NotRecoverable::NothingStored => refuse(ErrorCode::NoBackup)
+            .help("start the daemon, which streams WAL and takes backups: pgvault serve"),
+        NotRecoverable::NoBackup { waiting, others, .. } => {
+            let error = match waiting {
+                Some((id, gap)) => refuse(ErrorCode::NoBackup).because(format!(
+                    "backup {id} waits for WAL from {} to {} of timeline {}",
+                    gap.start, gap.end, gap.timeline
+                )),
+                None => refuse(ErrorCode::NoBackup),
+            };
+            let error = others.iter().fold(error, |error, timeline| {
+                error.help(format!("there are usable backups on timeline {timeline}: --timeline {timeline}"))
+            });
+            error.help(format!("take a backup: pgvault backup now {cluster} --wait"))
+        }
+        NotRecoverable::BeforeFirstBackup { earliest, first_backup, .. } => refuse(ErrorCode::TargetTooEarly)
+            .because(format!("the first recoverable moment is {}, from backup {first_backup}", shown(earliest)))
+            .because("a backup can only be recovered to moments after its end")
+            .help(at("recover the first moment", cluster, earliest))
+            .help(see_window),
+        NotRecoverable::AfterLastCommit { latest, .. } => refuse(ErrorCode::TargetTooLate)
+            .because(format!("the last recoverable moment is {}", shown(latest)))
+            .because("PostgreSQL would stop with \"recovery ended before configured recovery target was reached\"")
+            .help(format!("recover everything there is: pgvault recover {cluster} --latest --to DIR"))
+            .help(see_window),
+        NotRecoverable::InGap { gap, before, after, .. } => {
+            let error = refuse(ErrorCode::TargetInGap).because(format!("last moment before it: {}", shown(before)));
+            let error = match after {
+                Some(after) => error
+                    .because(format!("first moment after it: {}", shown(after)))
+                    .help(at("recover the moment before", cluster, before))
+                    .help(at("recover the moment after", cluster, after)),
+                None => error
+                    .because(format!("WAL is stored again from {} on, but there is no backup after it yet", gap.end))
+                    .help(at("recover the moment before", cluster, before))
+                    .help(format!("take a backup: pgvault backup now {cluster} --wait")),
+            };
+            error.help(see_window)
+        }
+        NotRecoverable::UnknownXid { .. } => refuse(ErrorCode::TargetUnknown)
+            .because("a transaction counts when it has ended and its end lies after a backup")
+            .help(see_window),
+        NotRecoverable::UnknownName { .. } => refuse(ErrorCode::TargetUnknown)
+            .because("PostgreSQL would replay all WAL and then stop with an error")
+            .help(see_window),
+        NotRecoverable::UnknownTimeline { known, .. } => {
+            let known: Vec<String> = known.iter().map(ToString::to_string).collect();
+            refuse(ErrorCode::TargetUnknown).because(format!("stored timelines: {}", known.join(", "))).help(see_window)
+        }
+        NotRecoverable::AmbiguousTimeline { timelines, .. } => timelines
+            .iter()
+            .fold(refuse(ErrorCode::TargetUnknown), |error, timeline| {
+                error.help(format!("recover it on timeline {timeline}: --timeline {timeline}"))
+            })
+            .help(see_window),
+        NotRecoverable::UnknownBackup(_) => {
+            refuse(ErrorCode::NotFound).help(format!("see which there are: pgvault backup list {cluster}"))
+        }
+        NotRecoverable::BackupNotUsable { .. } => refuse(ErrorCode::NoBackup)
+            .because("without this WAL the backup cannot become consistent")
+            .help("leave out --backup: the newest backup that leads to the target is taken"),
+        NotRecoverable::BackupOnOtherBranch { backup_timeline, .. } => refuse(ErrorCode::NoBackup)
+            .help(format!("recover on its own timeline: --timeline {backup_timeline}"))
+            .help("leave out --backup: the newest backup that leads to the target is taken"),
+        NotRecoverable::BackupAfterTarget { instead, .. } => {
+            refuse(ErrorCode::TargetTooEarly).help(format!("this backup leads to it: --backup {instead}"))
+        }
+        NotRecoverable::GapAfterBackup { instead, .. } => {
+            refuse(ErrorCode::TargetInGap).help(format!("this backup leads to it: --backup {instead}"))
+        }
+    }
+}
+
+fn shown(moment: &Moment) -> String {
+    format!("{} (timeline {}, {})", moment.time, moment.timeline, moment.lsn)
+}
+
+fn at(what: &str, cluster: &str, moment: &Moment) -> String {
+    format!("{what}: pgvault recover {cluster} --target-time {} --to DIR", moment.time)
+}

@@ -1,0 +1,376 @@
+//! Writing below directories that were opened once, and nowhere else.
+//!
+//! Paths come from the repository and are taken for hostile: [`DataPath`] has no `..` and is not absolute, and every
+//! component is opened with `O_NOFOLLOW` below the one before it, so that no link, whoever made it, leads outside. The
+//! only links are those that a restore makes itself, and it never walks through them: `pg_tblspc/<oid>` and a `pg_wal`
+//! that lies elsewhere are directories opened on their own.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use recovery::DataPath;
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, open, openat, renameat, symlinkat};
+use rustix::io::Errno;
+
+use crate::repository::file_table::{EntryKind, TableEntry};
+
+use super::Owner;
+
+/// `global/pg_control`, without which PostgreSQL does not start.
+pub(super) const PG_CONTROL: &[u8] = b"global/pg_control";
+/// The name under which it is written until everything else is durable.
+const HIDDEN_PG_CONTROL: &str = "pg_control.pgvault-restore";
+
+/// The directories that a restore writes to.
+#[derive(Debug)]
+pub(super) struct Roots {
+    data: OwnedFd,
+    wal: Option<OwnedFd>,
+    tablespaces: BTreeMap<u32, OwnedFd>,
+    owner: Option<Owner>,
+    /// Whether files of an interrupted restore may be there.
+    resumed: bool,
+}
+
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+fn mode_of(bits: u32) -> Mode {
+    Mode::from_raw_mode(bits & 0o777)
+}
+
+/// Makes a directory if it is not there, and opens it.
+pub(super) fn open_root(path: &Path, owner: Option<Owner>) -> io::Result<OwnedFd> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let fd = open(path, DIRECTORY, Mode::empty())?;
+    give(fd.as_fd(), owner)?;
+    Ok(fd)
+}
+
+fn give(fd: BorrowedFd<'_>, owner: Option<Owner>) -> io::Result<()> {
+    match owner {
+        Some(Owner { uid, gid }) => Ok(fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?),
+        None => Ok(()),
+    }
+}
+
+/// Writes a file in an open directory, in place of what is there.
+pub(super) fn write_in(
+    directory: BorrowedFd<'_>,
+    name: &Path,
+    bytes: &mut dyn Read,
+    owner: Option<Owner>,
+) -> io::Result<()> {
+    remove_in(directory, name)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut file = File::from(openat(directory, name, flags, mode_of(0o600))?);
+    give(file.as_fd(), owner)?;
+    io::copy(bytes, &mut file)?;
+    Ok(())
+}
+
+fn remove_in(directory: BorrowedFd<'_>, name: &Path) -> io::Result<()> {
+    match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Roots {
+    pub(super) fn new(data: OwnedFd, owner: Option<Owner>, resumed: bool) -> Self {
+        Self { data, wal: None, tablespaces: BTreeMap::new(), owner, resumed }
+    }
+
+    pub(super) fn set_wal(&mut self, wal: OwnedFd) {
+        self.wal = Some(wal);
+    }
+
+    pub(super) fn add_tablespace(&mut self, oid: u32, directory: OwnedFd) {
+        self.tablespaces.insert(oid, directory);
+    }
+
+    /// Makes a link in the data directory or one level below it. One that an interrupted restore made is replaced.
+    pub(super) fn link(&self, path: &str, target: &Path) -> io::Result<()> {
+        let path = data_path(path)?;
+        let (parent, name) = self.parent(&path)?;
+        if self.resumed && rustix::fs::readlinkat(&parent, &name, Vec::new()).is_ok() {
+            rustix::fs::unlinkat(&parent, &name, AtFlags::empty())?;
+        }
+        symlinkat(target, &parent, &name)?;
+        if let Some(Owner { uid, gid }) = self.owner {
+            let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            rustix::fs::chownat(&parent, &name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a directory; one that is there gets the mode.
+    pub(super) fn make_directory(&self, path: &DataPath, mode: u32) -> io::Result<()> {
+        let (root, components) = self.root_of(path);
+        let fd = self.walk(root, &components)?;
+        // Whatever the backup says: we must be able to write into it.
+        fchmod(&fd, mode_of(mode | 0o700))?;
+        Ok(())
+    }
+
+    /// Makes a file of `size` zero bytes. It must be new, unless the restore goes on after an interruption.
+    pub(super) fn create(&self, path: &DataPath, size: u64, mode: u32) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        if self.resumed {
+            remove_in(parent.as_fd(), &name)?;
+        }
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(openat(&parent, &name, flags, mode_of(0o600))?);
+        file.set_len(size)?;
+        give(file.as_fd(), self.owner)?;
+        fchmod(&file, mode_of(mode | 0o600))?;
+        Ok(())
+    }
+
+    /// Opens a file that [`Roots::create`] made.
+    pub(super) fn open_file(&self, path: &DataPath) -> io::Result<File> {
+        let (parent, name) = self.parent(path)?;
+        let fd = openat(&parent, &name, OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(File::from(fd))
+    }
+
+    /// Gives a file the permission bits that it had, when they do not let its owner write.
+    pub(super) fn set_mode(&self, path: &DataPath, mode: u32) -> io::Result<()> {
+        Ok(fchmod(self.open_file(path)?, mode_of(mode))?)
+    }
+
+    /// The content of a small file; `None` when it is not there.
+    pub(super) fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
+        let (parent, name) = self.parent(&data_path(path)?)?;
+        match openat(&parent, &name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => {
+                let mut bytes = Vec::new();
+                File::from(fd).read_to_end(&mut bytes)?;
+                Ok(Some(bytes))
+            }
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes a small file in place of what is there. It becomes durable with everything else.
+    pub(super) fn write(&self, path: &str, bytes: &mut dyn Read) -> io::Result<()> {
+        let (parent, name) = self.parent(&data_path(path)?)?;
+        write_in(parent.as_fd(), &name, bytes, self.owner)
+    }
+
+    /// Removes a file if it is there.
+    pub(super) fn remove(&self, path: &str) -> io::Result<()> {
+        let (parent, name) = self.parent(&data_path(path)?)?;
+        remove_in(parent.as_fd(), &name)
+    }
+
+    /// Whether a directory is there.
+    pub(super) fn has_directory(&self, path: &str) -> io::Result<bool> {
+        let path = data_path(path)?;
+        let (mut directory, components) = {
+            let (root, components) = self.root_of(&path);
+            (openat(root, ".", DIRECTORY, Mode::empty())?, components)
+        };
+        for component in components {
+            directory = match openat(&directory, OsStr::from_bytes(component), DIRECTORY, Mode::empty()) {
+                Ok(next) => next,
+                Err(Errno::NOENT) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            };
+        }
+        Ok(true)
+    }
+
+    /// The permission bits for the data directory: what PostgreSQL accepts, with the group let in where the backup let it
+    /// in (`data_directory_mode`, 0700 or 0750).
+    pub(super) fn directory_mode(&self) -> io::Result<u32> {
+        let global = openat(&self.data, "global", DIRECTORY, Mode::empty())?;
+        let mode = rustix::fs::fstat(global)?.st_mode;
+        Ok(if mode & 0o050 == 0o050 { 0o750 } else { 0o700 })
+    }
+
+    /// Gives the directories themselves their permission bits.
+    pub(super) fn set_directory_mode(&self, mode: u32) -> io::Result<()> {
+        for root in self.all() {
+            fchmod(root, mode_of(mode))?;
+        }
+        Ok(())
+    }
+
+    /// Takes a file out of every directory.
+    pub(super) fn remove_everywhere(&self, name: &str) -> io::Result<()> {
+        for root in self.all() {
+            remove_in(root.as_fd(), Path::new(name))?;
+            rustix::fs::fsync(root)?;
+        }
+        Ok(())
+    }
+
+    fn all(&self) -> impl Iterator<Item = &OwnedFd> {
+        [&self.data].into_iter().chain(&self.wal).chain(self.tablespaces.values())
+    }
+
+    /// Gives `pg_control` its name.
+    pub(super) fn publish_pg_control(&self) -> io::Result<()> {
+        let (parent, name) = self.parent(&data_path("global/pg_control")?)?;
+        let hidden = openat(&parent, &name, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::fs::fsync(hidden)?;
+        rustix::fs::fsync(&parent)?;
+        renameat(&parent, &name, &parent, "pg_control")?;
+        rustix::fs::fsync(&parent)?;
+        Ok(())
+    }
+
+    /// The root below which `path` lies and the way from there.
+    fn root_of<'p>(&self, path: &'p DataPath) -> (BorrowedFd<'_>, Vec<&'p [u8]>) {
+        let mut components: Vec<&[u8]> = path.components().collect();
+        if let Some(oid) = tablespace_of(path)
+            && let Some(root) = self.tablespaces.get(&oid)
+        {
+            return (root.as_fd(), components.split_off(2));
+        }
+        match &self.wal {
+            Some(wal) if components[0] == b"pg_wal" => (wal.as_fd(), components.split_off(1)),
+            _ => (self.data.as_fd(), components),
+        }
+    }
+
+    /// The open directory that `path` lies in, made where it is missing, and the name in it.
+    fn parent(&self, path: &DataPath) -> io::Result<(OwnedFd, PathBuf)> {
+        let (root, mut components) = self.root_of(path);
+        // A tablespace's or pg_wal's own link is no file to write.
+        let name = components.pop().ok_or(io::ErrorKind::IsADirectory)?;
+        let name = if path.as_bytes() == PG_CONTROL { HIDDEN_PG_CONTROL.into() } else { OsStr::from_bytes(name).into() };
+        Ok((self.walk(root, &components)?, name))
+    }
+
+    fn walk(&self, root: BorrowedFd<'_>, components: &[&[u8]]) -> io::Result<OwnedFd> {
+        let mut directory = openat(root, ".", DIRECTORY, Mode::empty())?;
+        for component in components {
+            let name = OsStr::from_bytes(component);
+            directory = match openat(&directory, name, DIRECTORY, Mode::empty()) {
+                Ok(next) => next,
+                Err(Errno::NOENT) => self.make_below(&directory, name)?,
+                Err(error) => return Err(error.into()),
+            };
+        }
+        Ok(directory)
+    }
+
+    fn make_below(&self, parent: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
+        match mkdirat(parent, name, mode_of(0o700)) {
+            // Another worker was faster.
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let directory = openat(parent, name, DIRECTORY, Mode::empty())?;
+        give(directory.as_fd(), self.owner)?;
+        Ok(directory)
+    }
+}
+
+pub(super) fn data_path(path: &str) -> io::Result<DataPath> {
+    DataPath::new(path.as_bytes()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+}
+
+/// The oid in `pg_tblspc/<oid>…`.
+fn tablespace_of(path: &DataPath) -> Option<u32> {
+    let mut components = path.components();
+    if components.next()? != b"pg_tblspc" {
+        return None;
+    }
+    let digits = components.next()?;
+    let plain = digits.iter().all(u8::is_ascii_digit) && digits.first() != Some(&b'0');
+    std::str::from_utf8(digits).ok().filter(|_| plain)?.parse().ok()
+}
+
+/// The tablespace that the entry's file lies in, and its size.
+pub(super) fn size_in_tablespace(entry: &TableEntry) -> Option<(u32, u64)> {
+    match &entry.kind {
+        EntryKind::File(file) => Some((tablespace_of(&entry.path)?, file.size)),
+        EntryKind::Directory => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn roots(dir: &Path, resumed: bool) -> Roots {
+        Roots::new(open_root(&dir.join("data"), None).unwrap(), None, resumed)
+    }
+
+    fn path(text: &str) -> DataPath {
+        DataPath::new(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_link_never_leads_outside() {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = roots(dir.path(), false);
+        let outside = dir.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        std::os::unix::fs::symlink(&outside, dir.path().join("data/base")).unwrap();
+        std::os::unix::fs::symlink(outside.join("target"), dir.path().join("data/file")).unwrap();
+        assert!(roots.create(&path("base/1"), 0, 0o600).is_err());
+        assert!(roots.create(&path("base/5/1"), 0, 0o600).is_err());
+        assert!(roots.make_directory(&path("base/5"), 0o700).is_err());
+        assert!(roots.create(&path("file"), 0, 0o600).is_err());
+        assert!(roots.open_file(&path("file")).is_err());
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_same_file_twice_is_refused_and_a_repeated_restore_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = roots(dir.path(), false);
+        first.create(&path("base/5/1"), 10, 0o640).unwrap();
+        assert!(first.create(&path("base/5/1"), 10, 0o640).is_err());
+        let again = roots(dir.path(), true);
+        fs::write(dir.path().join("data/base/5/1"), "old content, longer").unwrap();
+        again.create(&path("base/5/1"), 10, 0o640).unwrap();
+        assert_eq!(fs::read(dir.path().join("data/base/5/1")).unwrap(), [0; 10]);
+    }
+
+    #[test]
+    fn tablespaces_and_wal_lie_where_they_were_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut roots = roots(dir.path(), false);
+        roots.set_wal(open_root(&dir.path().join("wal"), None).unwrap());
+        roots.add_tablespace(16400, open_root(&dir.path().join("ts"), None).unwrap());
+        roots.link("pg_wal", &dir.path().join("wal")).unwrap();
+        roots.link("pg_tblspc/16400", &dir.path().join("ts")).unwrap();
+        roots.create(&path("pg_wal/archive_status/x"), 0, 0o600).unwrap();
+        roots.create(&path("pg_tblspc/16400/PG_15/5/1"), 3, 0o600).unwrap();
+        roots.create(&path("pg_tblspc/16401/PG_15/5/1"), 3, 0o600).unwrap();
+        roots.make_directory(&path("pg_tblspc/16400"), 0o700).unwrap();
+        assert!(roots.create(&path("pg_tblspc/16400"), 0, 0o600).is_err());
+        assert!(dir.path().join("wal/archive_status/x").exists());
+        assert!(dir.path().join("ts/PG_15/5/1").exists());
+        assert!(dir.path().join("data/pg_tblspc/16401/PG_15/5/1").exists(), "a tablespace in place");
+        assert_eq!(fs::read_link(dir.path().join("data/pg_tblspc/16400")).unwrap(), dir.path().join("ts"));
+    }
+
+    #[test]
+    fn pg_control_has_its_name_only_when_published() {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = roots(dir.path(), false);
+        let control = path("global/pg_control");
+        roots.create(&control, 4, 0o600).unwrap();
+        roots.open_file(&control).unwrap();
+        assert!(!dir.path().join("data/global/pg_control").exists());
+        roots.publish_pg_control().unwrap();
+        assert!(dir.path().join("data/global/pg_control").exists());
+        assert_eq!(fs::read_dir(dir.path().join("data/global")).unwrap().count(), 1);
+    }
+}
