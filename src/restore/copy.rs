@@ -96,7 +96,8 @@ pub(super) async fn read_part(
 
 /// A reader of the backup's packs.
 pub(super) fn chunk_reader(lineage: &LineageRepository, manifest: &Manifest) -> ChunkReader {
-    let pack = |pack: &crate::repository::manifest::PackRef| ObjectName::Pack(lineage.cluster().clone(), pack.sha256).key();
+    let pack =
+        |pack: &crate::repository::manifest::PackRef| ObjectName::Pack(lineage.cluster().clone(), pack.sha256).key();
     let packs = manifest.packs.iter().map(pack).collect();
     ChunkReader::new(lineage.objects().storage().clone(), packs, manifest.chunk_size)
 }
@@ -251,9 +252,8 @@ mod tests {
     #[test]
     fn checksums_of_chunks_make_that_of_the_file() {
         let bytes: Vec<u8> = [vec![7; 100_000], vec![0; 100_000], (0..=255).collect()].concat();
-        let stored = |plain| {
-            ChunkRef::Stored(StoredChunk { pack: 0, offset: 0, stored: 1, plain, hash: ChunkHash([0; 32]) })
-        };
+        let stored =
+            |plain| ChunkRef::Stored(StoredChunk { pack: 0, offset: 0, stored: 1, plain, hash: ChunkHash([0; 32]) });
         let chunks = vec![stored(100_000), ChunkRef::Zeros { plain: 100_000 }, stored(256)];
         let file = FileContent { size: bytes.len() as u64, crc32c: 0, chunks };
         let parts = [crc32c(&bytes[..100_000]), 0, crc32c(&bytes[200_000..])];

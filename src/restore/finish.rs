@@ -68,7 +68,11 @@ pub(super) fn write_settings(roots: &Roots, settings: &RecoverySettings, backup:
 /// A configuration that lies outside of the data directory did not come along; a hot standby (and with it a pause at the
 /// target) still needs as many connections and so on as the primary had.
 fn standby_minimums(backup: &Backup) -> Vec<Setting> {
-    backup.server_settings.iter().map(|(name, value)| Setting { name: name.clone(), value: value.to_string() }).collect()
+    backup
+        .server_settings
+        .iter()
+        .map(|(name, value)| Setting { name: name.clone(), value: value.to_string() })
+        .collect()
 }
 
 fn warnings(conf: Option<&[u8]>, auto_conf: &[u8], backup: &Backup) -> Vec<String> {

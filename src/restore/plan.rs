@@ -137,9 +137,8 @@ pub async fn plan(lineage: &LineageRepository, request: &RestoreRequest) -> Resu
         return Err(Error::new(ErrorCode::NotAvailable, "--delta is not available in this version")
             .help("restore into an empty directory"));
     }
-    let directory = std::path::absolute(&request.directory).map_err(|error| {
-        Error::new(ErrorCode::TargetDirectory, format!("{}: {error}", request.directory.display()))
-    })?;
+    let directory = std::path::absolute(&request.directory)
+        .map_err(|error| Error::new(ErrorCode::TargetDirectory, format!("{}: {error}", request.directory.display())))?;
     let (inventory, recovery) = plan_recovery(lineage, request).await?;
     let manifest = lineage.manifest(&recovery.backup.id).await?;
 
@@ -234,7 +233,8 @@ fn plain(path: &Path) -> PathBuf {
 /// Refuses directories of which one lies in another, or is the same: files would meet.
 fn refuse_nesting(paths: &[&Path]) -> Result<()> {
     for (index, path) in paths.iter().enumerate() {
-        if let Some(other) = paths[index + 1..].iter().find(|other| path.starts_with(other) || other.starts_with(path)) {
+        if let Some(other) = paths[index + 1..].iter().find(|other| path.starts_with(other) || other.starts_with(path))
+        {
             let message = format!("{} and {} lie in each other", path.display(), other.display());
             return Err(Error::new(ErrorCode::TargetDirectory, message)
                 .help("data directory, WAL directory and tablespaces need a directory each: --tablespace OLD=NEW"));

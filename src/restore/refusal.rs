@@ -9,8 +9,9 @@ pub fn not_recoverable(cluster: &str, reason: &NotRecoverable) -> Error {
     let see_window = format!("see what is possible: pgvault window {cluster}");
     let refuse = |code: ErrorCode| Error::new(code, format!("cannot recover {cluster}: {reason}"));
     match reason {
-        NotRecoverable::NothingStored => refuse(ErrorCode::NoBackup)
-            .help("start the daemon, which streams WAL and takes backups: pgvault serve"),
+        NotRecoverable::NothingStored => {
+            refuse(ErrorCode::NoBackup).help("start the daemon, which streams WAL and takes backups: pgvault serve")
+        }
         NotRecoverable::NoBackup { waiting, others, .. } => {
             let error = match waiting {
                 Some((id, gap)) => refuse(ErrorCode::NoBackup).because(format!(

@@ -249,7 +249,8 @@ impl Roots {
         let (root, mut components) = self.root_of(path);
         // A tablespace's or pg_wal's own link is no file to write.
         let name = components.pop().ok_or(io::ErrorKind::IsADirectory)?;
-        let name = if path.as_bytes() == PG_CONTROL { HIDDEN_PG_CONTROL.into() } else { OsStr::from_bytes(name).into() };
+        let name =
+            if path.as_bytes() == PG_CONTROL { HIDDEN_PG_CONTROL.into() } else { OsStr::from_bytes(name).into() };
         Ok((self.walk(root, &components)?, name))
     }
 
