@@ -12,6 +12,7 @@ mod layering;
 mod primary_connects;
 mod receive;
 mod spool;
+mod s3_misbehaves;
 mod storage_conformance;
 mod suite_is_complete;
 mod wal_reader;

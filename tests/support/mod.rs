@@ -6,6 +6,7 @@
 
 pub mod fuzz_targets;
 pub mod mutate;
+pub mod fake_s3;
 pub mod pg;
 pub mod pgvault;
 pub mod s3;
