@@ -54,8 +54,7 @@ async fn the_probe_tells_which_store_keeps_its_promise() {
     for conditions in ALL_CONDITIONS {
         let fake = FakeS3::start(conditions).await;
         let store = opened(&fake).await;
-        let expected =
-            if conditions == Conditions::Atomic { PutIfAbsent::Atomic } else { PutIfAbsent::Unreliable };
+        let expected = if conditions == Conditions::Atomic { PutIfAbsent::Atomic } else { PutIfAbsent::Unreliable };
         assert_eq!(store.capabilities().put_if_absent, expected, "{conditions:?}");
         assert!(fake.object("pgvault.probe").is_none());
     }

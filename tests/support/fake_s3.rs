@@ -259,7 +259,8 @@ impl Service {
                 state.next_upload += 1;
                 let id = state.next_upload.to_string();
                 state.uploads.insert(id.clone(), BTreeMap::new());
-                let xml = format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
+                let xml =
+                    format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
                 respond(200, xml.into(), &[])
             }
             "put_part" => {
@@ -368,7 +369,9 @@ impl Service {
         }
         match wrong {
             Some(Wrong::NoToken) => xml += "<IsTruncated>true</IsTruncated>",
-            Some(Wrong::Circle) => xml += "<IsTruncated>true</IsTruncated><NextContinuationToken>a</NextContinuationToken>",
+            Some(Wrong::Circle) => {
+                xml += "<IsTruncated>true</IsTruncated><NextContinuationToken>a</NextContinuationToken>"
+            }
             _ if entries.peek().is_some() => {
                 xml += "<IsTruncated>true</IsTruncated>";
                 write!(xml, "<NextContinuationToken>{last}</NextContinuationToken>").unwrap();
