@@ -15,4 +15,5 @@ mod s3_misbehaves;
 mod spool;
 mod storage_conformance;
 mod suite_is_complete;
+mod the_proxy_misbehaves;
 mod wal_reader;

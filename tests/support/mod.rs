@@ -14,3 +14,4 @@ pub mod stored_wal;
 pub mod vault;
 pub mod wal_truth;
 pub mod waldump;
+pub mod proxy;
