@@ -279,7 +279,8 @@ impl Shared {
                 _ => count,
             };
             let fault = faults.of(direction);
-            let for_rate = fault.rate.map(|rate| Duration::from_secs_f64(count as f64 / rate as f64)).unwrap_or_default();
+            let for_rate =
+                fault.rate.map(|rate| Duration::from_secs_f64(count as f64 / rate as f64)).unwrap_or_default();
             (fault.delay + for_rate, allowed)
         };
         let until = Instant::now() + pause;
