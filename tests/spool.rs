@@ -354,3 +354,53 @@ fn a_history_file_is_kept_once_and_never_replaced() {
     assert_eq!(other, KeptHistory::Other(b"1\t0/3000000\tbecause\n".to_vec()));
     assert_eq!(spool.history(two).unwrap().switch_point_of(TimelineId::FIRST), Some(Lsn::new(0x300_0000)));
 }
+
+#[test]
+fn what_was_written_ahead_of_an_unpublished_segment_is_received_again() {
+    let wal = RealWal::get();
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(wal.name(0).to_string()), wal.segment(0)).unwrap();
+    for index in 1..4 {
+        fs::write(partial(dir.path(), wal.name(index)), wal.segment(index)).unwrap();
+    }
+    let spool = wal.open(dir.path());
+    assert_eq!(spool.holes(), []);
+    assert_eq!(spool.held().len(), 2, "{:?}", spool.held());
+    assert!(matches!(spool.get(wal.name(1)), Some(Held::Open { durable }) if durable > wal.lsn(1)));
+    assert!(!partial(dir.path(), wal.name(2)).exists() && !partial(dir.path(), wal.name(3)).exists());
+}
+
+#[test]
+fn what_follows_a_segment_that_was_left_is_kept() {
+    let wal = RealWal::get();
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(partial(dir.path(), wal.name(1)), wal.segment(1)).unwrap();
+    let spool = wal.open(dir.path());
+    let (_, end) = spool.durable().unwrap();
+    spool.leave(wal.name(1)).unwrap();
+    let mut next = spool.create(wal.name(2)).unwrap();
+    next.activate(None);
+    next.write(&wal.segment(2)[..300_000]).unwrap();
+    next.sync_handle().sync().unwrap();
+    drop((next, spool));
+    let spool = wal.open(dir.path());
+    assert_eq!(spool.get(wal.name(1)), Some(Held::Left { end }));
+    assert!(matches!(spool.get(wal.name(2)), Some(Held::Open { durable }) if durable > wal.lsn(2)));
+}
+
+#[test]
+fn after_a_failed_sync_nothing_later_than_the_first_incomplete_segment_is_believed() {
+    let wal = RealWal::get();
+    let dir = tempfile::tempdir().unwrap();
+    let spool = wal.open(dir.path());
+    for index in 0..2 {
+        let mut segment = spool.create(wal.name(index)).unwrap();
+        segment.activate(None);
+        segment.write(wal.segment(index)).unwrap();
+    }
+    // The publishing of the first failed, so neither is durable.
+    spool.verify_again().unwrap();
+    let (_, durable) = spool.durable().unwrap();
+    assert!(durable <= wal.lsn(1), "{durable}");
+    assert_eq!(spool.held().len(), 1);
+}

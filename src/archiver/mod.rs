@@ -64,7 +64,7 @@ struct Run {
     queue: VecDeque<(SegmentName, XactIndex)>,
     uploading: FuturesOrdered<AbortOnDropHandle<(SegmentName, Option<Fact>)>>,
     tails: VecDeque<TailPiece>,
-    tail_in_flight: Option<AbortOnDropHandle<TailPiece>>,
+    tail_in_flight: Option<(SegmentName, AbortOnDropHandle<TailPiece>)>,
     last_tail: Instant,
     /// Up to where the tails of a segment are stored.
     tail_ends: BTreeMap<SegmentName, Lsn>,
@@ -317,7 +317,9 @@ impl Archiver {
             return;
         }
         if let Some(piece) = run.tails.pop_front() {
-            run.tail_in_flight = Some(AbortOnDropHandle::new(tokio::spawn(run.store.clone().tail(piece))));
+            let name = piece.segment;
+            let task = AbortOnDropHandle::new(tokio::spawn(run.store.clone().tail(piece)));
+            run.tail_in_flight = Some((name, task));
         }
     }
 
@@ -337,6 +339,9 @@ impl Archiver {
         let end = self.spool.end_of(name, Held::Complete);
         run.confirmed.insert(name);
         run.tail_ends.retain(|&segment, _| segment > name);
+        // Stored whole, its tails mean nothing any more; a put that is dropped leaves a whole object or none.
+        run.tail_in_flight.take_if(|(segment, _)| *segment == name);
+        run.tails.retain(|piece| piece.segment != name);
         self.board.update(|status| {
             status.archived = Some(end);
             status.counters.segments_archived += 1;
@@ -425,11 +430,15 @@ impl Archiver {
 
     /// What the repository holds without a hole: whole segments, and the tail right after them.
     fn tell_shipped(&self, run: &mut Run) {
-        let archived = self.board.read(|status| status.archived);
-        let reached = archived.or_else(|| self.spool.held().first().map(|&(name, _)| self.spool.start_of(name)));
-        let Some(reached) = reached else { return };
-        let right_after = |(name, &end): (&SegmentName, &Lsn)| (self.spool.start_of(*name) <= reached).then_some(end);
-        let shipped = run.tail_ends.iter().filter_map(right_after).max().max(archived);
+        let mut shipped = self.board.read(|status| status.archived);
+        for (name, held) in self.spool.held() {
+            if run.confirmed.contains(&name) {
+                shipped = Some(self.spool.end_of(name, held));
+                continue;
+            }
+            shipped = run.tail_ends.get(&name).copied().or(shipped);
+            break;
+        }
         if let Some(shipped) = shipped {
             run.exposure.shipped(shipped);
             self.board.update(|status| status.shipped = Some(shipped));
@@ -490,9 +499,11 @@ enum Failure {
 }
 
 /// Waits for the tail in flight; for ever when there is none. Cancel-safe.
-async fn tail_done(tail: &mut Option<AbortOnDropHandle<TailPiece>>) -> Result<TailPiece, tokio::task::JoinError> {
+async fn tail_done(
+    tail: &mut Option<(SegmentName, AbortOnDropHandle<TailPiece>)>,
+) -> Result<TailPiece, tokio::task::JoinError> {
     match tail {
-        Some(tail) => tail.await,
+        Some((_, tail)) => tail.await,
         None => std::future::pending().await,
     }
 }

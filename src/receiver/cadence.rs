@@ -14,18 +14,18 @@ const ASK_AFTER: Duration = Duration::from_secs(45);
 
 /// The rhythm of one connection, from the server's `wal_sender_timeout`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cadence {
+pub(crate) struct Cadence {
     /// A status update at least so often.
-    pub status: Duration,
+    pub(super) status: Duration,
     /// After so long without a message the server is asked for one.
-    pub ask: Duration,
+    pub(super) ask: Duration,
     /// After so long without a message the connection is given up.
-    pub silence: Duration,
+    pub(super) silence: Duration,
 }
 
 impl Cadence {
     /// From the answer to `SHOW wal_sender_timeout`; what cannot be read counts as the default of a minute.
-    pub fn from_setting(text: &str) -> Self {
+    pub(super) fn from_setting(text: &str) -> Self {
         let timeout = parse_duration(text).unwrap_or(Duration::from_secs(60));
         let silence = if timeout.is_zero() { SILENCE } else { timeout.mul_f64(1.5) };
         let status = if timeout.is_zero() { STATUS_EVERY } else { STATUS_EVERY.min(timeout / 4) };
@@ -53,7 +53,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
 ///
 /// `flush` is what is durable, and never more than the server has sent (again) in this session: what is held from before
 /// counts once it was compared. `apply` is nothing unless asked for: no row can be read from an archive.
-pub fn report(received: Lsn, durable: Lsn, report_apply: bool, reply_requested: bool) -> StatusUpdate {
+pub(super) fn report(received: Lsn, durable: Lsn, report_apply: bool, reply_requested: bool) -> StatusUpdate {
     let flush = durable.min(received);
     StatusUpdate { write: received, flush, apply: if report_apply { flush } else { Lsn::INVALID }, reply_requested }
 }

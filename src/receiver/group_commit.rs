@@ -7,18 +7,18 @@ use wal::Lsn;
 
 /// What one sync makes durable: first the segments that became complete, in order, then the one being written.
 #[derive(Debug)]
-pub struct SyncJob<C, S> {
+pub(super) struct SyncJob<C, S> {
     /// Complete segments, to be published under their bare names.
-    pub complete: Vec<C>,
+    pub(super) complete: Vec<C>,
     /// The segment being written, as of when the job was made; `None` when only complete segments are asked for.
-    pub open: Option<S>,
+    pub(super) open: Option<S>,
     /// First byte that the job says nothing about.
-    pub end: Lsn,
+    pub(super) end: Lsn,
 }
 
 /// Decides when to sync what.
 #[derive(Debug)]
-pub struct GroupCommit<C> {
+pub(super) struct GroupCommit<C> {
     received: Lsn,
     durable: Lsn,
     complete: Vec<C>,
@@ -30,7 +30,7 @@ pub struct GroupCommit<C> {
 
 impl<C> GroupCommit<C> {
     /// Everything before `durable` is on disk.
-    pub fn new(durable: Lsn) -> Self {
+    pub(super) fn new(durable: Lsn) -> Self {
         Self {
             received: durable,
             durable,
@@ -43,25 +43,25 @@ impl<C> GroupCommit<C> {
     }
 
     /// Bytes up to `end` were written, not synced.
-    pub fn written(&mut self, end: Lsn) {
+    pub(super) fn written(&mut self, end: Lsn) {
         self.received = self.received.max(end);
     }
 
     /// A segment became complete; it ends at `end`.
-    pub fn segment_complete(&mut self, segment: C, end: Lsn) {
+    pub(super) fn segment_complete(&mut self, segment: C, end: Lsn) {
         self.written(end);
         self.complete.push(segment);
         self.complete_end = end;
     }
 
     /// Someone waits for what was received so far: the primary, or the clock.
-    pub fn want(&mut self) {
+    pub(super) fn want(&mut self) {
         self.wanted = true;
     }
 
     /// What to sync now; `None` while a sync is in flight or when there is nothing to do. `open` gives the segment being
     /// written as it is at this moment.
-    pub fn next_job<S>(&mut self, open: impl FnOnce() -> Option<(S, Lsn)>) -> Option<SyncJob<C, S>> {
+    pub(super) fn next_job<S>(&mut self, open: impl FnOnce() -> Option<(S, Lsn)>) -> Option<SyncJob<C, S>> {
         if self.in_flight || self.failed {
             return None;
         }
@@ -80,35 +80,31 @@ impl<C> GroupCommit<C> {
     }
 
     /// The sync in flight succeeded: everything before `end` is on disk.
-    pub fn succeeded(&mut self, end: Lsn) {
+    pub(super) fn succeeded(&mut self, end: Lsn) {
         self.in_flight = false;
         self.durable = self.durable.max(end);
     }
 
     /// The sync in flight failed. Nothing is synced any more: a failed fsync is never repeated on the same file.
-    pub fn failed(&mut self) {
+    pub(super) fn failed(&mut self) {
         self.in_flight = false;
         self.failed = true;
     }
 
     /// First byte that a power loss might take.
-    pub fn durable(&self) -> Lsn {
+    pub(super) fn durable(&self) -> Lsn {
         self.durable
     }
 
     /// First byte that was not received.
-    pub fn received(&self) -> Lsn {
+    #[cfg(test)]
+    pub(super) fn received(&self) -> Lsn {
         self.received
     }
 
     /// Whether everything received is on disk.
-    pub fn is_clean(&self) -> bool {
+    pub(super) fn is_clean(&self) -> bool {
         !self.in_flight && self.complete.is_empty() && self.durable >= self.received
-    }
-
-    /// Whether a sync is running.
-    pub fn in_flight(&self) -> bool {
-        self.in_flight
     }
 }
 

@@ -186,16 +186,6 @@ impl Intake {
     pub(super) fn is_clean(&self) -> bool {
         self.commit.is_clean()
     }
-
-    /// Whether what was sent includes everything that was held before.
-    pub(super) fn is_past_held(&self) -> bool {
-        self.position >= self.commit.durable()
-    }
-
-    /// The segment being written, or the next one.
-    pub(super) fn segment_name(&self) -> SegmentName {
-        SegmentName::containing(self.timeline, self.position, self.spool.segment_size())
-    }
 }
 
 /// Publishes complete segments in order, then syncs the open one: an end is true only when all before it are durable.

@@ -269,7 +269,7 @@ impl Receiver {
         self.gaps.record(gaps).map_err(Trouble::Own)?;
         tracing::error!(from = %held.end, to = %start, "WAL is lost: a gap was recorded");
         if let Some((name, _)) = self.spool.last() {
-            self.spool.leave(name);
+            self.spool.leave(name)?;
         }
         Ok((timeline, start))
     }
@@ -325,7 +325,7 @@ impl Receiver {
         match ended {
             Ok(SessionEnd::Timeline { .. }) => {
                 if let Some((name, _)) = self.spool.last() {
-                    self.spool.leave(name);
+                    self.spool.leave(name)?;
                 }
                 fault_point!("receiver.timeline_left");
                 self.board.update(|status| status.counters.timeline_switches += 1);

@@ -74,11 +74,9 @@ impl Session<'_> {
         };
         self.note_positions(&intake);
         let closed = intake.close().await;
-        match (ended, kept.and(closed)) {
-            (Err(trouble), _) => Err(trouble),
-            (Ok(_), Err(error)) => Err(error.into()),
-            (Ok(end), Ok(())) => Ok(end),
-        }
+        // A failed sync says more than anything else: the spool has to be verified before it is used again.
+        kept.and(closed)?;
+        ended
     }
 
     async fn receive(

@@ -82,7 +82,7 @@ pub enum Conflict {
 }
 
 /// Decides where to go on.
-pub fn decide(held: Option<Position>, ours: &TimelineHistory, server: &ServerPosition, size: SegmentSize) -> Start {
+pub(super) fn decide(held: Option<Position>, ours: &TimelineHistory, server: &ServerPosition, size: SegmentSize) -> Start {
     let Some(held) = held else { return Start::First };
     let server_timeline = server.history.timeline();
     if server_timeline < held.timeline {
@@ -124,7 +124,7 @@ fn successor(held: Position, fork: Lsn, server: &ServerPosition, size: SegmentSi
 }
 
 /// Where to go on without the WAL that the server no longer has: on its path, at the segment of what it still keeps.
-pub fn after_gap(server: &ServerPosition, kept_from: Lsn, size: SegmentSize) -> (TimelineId, Lsn) {
+pub(super) fn after_gap(server: &ServerPosition, kept_from: Lsn, size: SegmentSize) -> (TimelineId, Lsn) {
     let start = SegmentNumber::containing(kept_from, size).start(size);
     (wal::TimelinePath::new(&server.history, size).timeline_at(start), start)
 }

@@ -72,6 +72,14 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<Written, SpoolError
     durable::write_new(path, bytes, durable::PRIVATE_FILE).map_err(SpoolError::io(path))
 }
 
+/// Removes a file that may not be there. Not durable: it may come back after a crash.
+pub(super) fn remove_if_there(path: &Path) -> Result<(), SpoolError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SpoolError::io(path)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Bytes that the files of a folder take on disk.
 pub(super) fn used_bytes(dir: &Path) -> Result<u64, SpoolError> {
     let mut used = 0;

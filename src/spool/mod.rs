@@ -3,6 +3,7 @@
 //! ```text
 //! <dir>/<cluster>/<lineage>/<segment>           complete and durable
 //!                           <segment>.partial   of full size from the start; WAL up to somewhere, zeros after it
+//!                           <segment>.left      says that nothing more comes for the `.partial`, though WAL goes on after it
 //!                           <timeline>.history  as the server sent it, kept before any WAL of that timeline
 //!                           .tmp-*              being made; removed at the next start
 //!                           divergent/          what a server sent in place of what we hold
@@ -109,15 +110,19 @@ impl Spool {
     /// An fsync that failed may have dropped the pages that it could not write and left them looking clean, so it is
     /// never repeated: what the disk gives back and what is valid WAL is copied into new files. Blocks on disk.
     pub fn verify_again(&self) -> Result<(), SpoolError> {
-        let names: Vec<SegmentName> = self
-            .held()
-            .into_iter()
-            .filter(|(_, held)| matches!(held, Held::Open { .. }))
-            .map(|(name, _)| name)
-            .collect();
-        for name in names {
-            let held =
-                recover::rewrite_partial(&self.inner.dir, self.inner.segment_size, self.inner.system_identifier, name)?;
+        let Inner { dir, segment_size, system_identifier, .. } = self.inner.as_ref();
+        let is_open = |(_, held): &(SegmentName, Held)| matches!(held, Held::Open { .. });
+        let mut names = self.held().into_iter().filter(is_open).map(|(name, _)| name);
+        let mut ended = false;
+        for name in names.by_ref() {
+            let held = if ended {
+                // Segments are published in order: nothing after one that is not complete was ever acknowledged.
+                recover::discard(dir, name)?;
+                None
+            } else {
+                recover::rewrite_partial(dir, *segment_size, *system_identifier, name)?
+            };
+            ended |= held != Some(Held::Complete);
             let mut files = self.files();
             match held {
                 Some(held) => files.insert(name, held),
@@ -216,16 +221,17 @@ impl Spool {
         SegmentFile::resume(self.clone(), name, durable)
     }
 
-    /// Declares that nothing more will come for a segment that is held in part.
-    pub fn leave(&self, name: SegmentName) {
-        let mut files = self.files();
-        if let Some(held) = files.get_mut(&name)
-            && let Held::Open { durable } = *held
-        {
-            *held = Held::Left { end: durable };
+    /// Declares, durably, that nothing more will come for a segment that is held in part. Blocks on disk.
+    ///
+    /// To be called before anything after it is taken in: a start would else take what follows for bytes that were never
+    /// acknowledged.
+    pub fn leave(&self, name: SegmentName) -> Result<(), SpoolError> {
+        let Some(Held::Open { durable }) = self.get(name) else { return Ok(()) };
+        match disk::write_new(&self.left_path(name), durable.to_string().as_bytes())? {
+            Written::Created | Written::AlreadyExists => {}
         }
-        drop(files);
-        self.inner.changed.send_replace(());
+        self.note(name, Held::Left { end: durable });
+        Ok(())
     }
 
     /// Removes a file whose content the repository has confirmed. Blocks on disk.
@@ -239,6 +245,7 @@ impl Spool {
             Some(Held::Open { .. }) | None => return Ok(()),
         };
         fs::remove_file(&path).map_err(SpoolError::io(&path))?;
+        disk::remove_if_there(&self.left_path(name))?;
         fault_point!("spool.removed");
         // The directory is not synced: a file that comes back after a crash is archived again, to the same bytes.
         self.files().remove(&name);
@@ -266,6 +273,10 @@ impl Spool {
 
     fn partial_path(&self, name: SegmentName) -> PathBuf {
         self.inner.dir.join(name.partial())
+    }
+
+    fn left_path(&self, name: SegmentName) -> PathBuf {
+        self.inner.dir.join(format!("{name}.left"))
     }
 
     fn dir(&self) -> &Path {

@@ -2,7 +2,8 @@
 //!
 //! Bare names are complete and durable by the way they came into being. A `.partial` may end in anything after a power
 //! loss: its records are checked one by one, everything after the last valid one is zeroed, and only then does its end
-//! count as durable.
+//! count as durable. Segments are published in order, so nothing after one that is not complete was ever acknowledged:
+//! what was written of it is removed and received again, unless a `.left` says that WAL really goes on after it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -53,19 +54,36 @@ pub(super) fn recover(dir: &Path, size: SegmentSize, system: SystemIdentifier) -
         File::open(&path).and_then(|file| file.sync_all()).map_err(SpoolError::io(&path))?;
         found.files.insert(name, Held::Complete);
     }
+    let mut unfinished: Option<SegmentName> = None;
     for name in partial {
-        if found.files.contains_key(&name) {
-            // A spare made before the segment was received under another session: the complete one counts.
-            let path = dir.join(name.partial());
-            fs::remove_file(&path).map_err(SpoolError::io(&path))?;
-        } else if let Some(held) = check_partial(dir, size, system, name, &found.files)? {
-            found.files.insert(name, held);
+        let follows = unfinished.is_some_and(|before| follows_directly(before, name, size));
+        if found.files.contains_key(&name) || follows {
+            // A spare of a segment that is complete by now, or what was written ahead of an unpublished one.
+            discard(dir, name)?;
+            unfinished = follows.then_some(name).or(unfinished);
+            continue;
         }
+        let left = dir.join(format!("{name}.left")).exists();
+        match check_partial(dir, size, system, name, &found.files)? {
+            Some(end) if left => found.files.insert(name, Held::Left { end }),
+            Some(durable) => found.files.insert(name, Held::Open { durable }),
+            None => None,
+        };
+        unfinished = (!left).then_some(name);
     }
     disk::sync_dir(dir)?;
     mark_left(&mut found.files);
     found.holes = holes(&found.files, size);
     Ok(found)
+}
+
+fn follows_directly(before: SegmentName, name: SegmentName, size: SegmentSize) -> bool {
+    before.timeline() == name.timeline() && before.number(size).map(SegmentNumber::next) == name.number(size)
+}
+
+/// Removes what there is of an incomplete segment.
+pub(super) fn discard(dir: &Path, name: SegmentName) -> Result<(), SpoolError> {
+    disk::remove_if_there(&dir.join(name.partial()))
 }
 
 /// Only the newest segment can go on: of all others that are not complete, nothing more will come.
@@ -106,15 +124,15 @@ fn check_size(path: &Path, name: SegmentName, size: SegmentSize) -> Result<(), S
     if len == size.bytes() { Ok(()) } else { Err(damaged(format!("{len} bytes long instead of {}", size.bytes()))) }
 }
 
-/// Checks an incomplete segment, zeroes what follows its last valid record and makes that durable. One that proves
-/// nothing is removed.
+/// Checks an incomplete segment, zeroes what follows its last valid record and makes that durable. Returns where it ends;
+/// one that proves nothing is removed.
 fn check_partial(
     dir: &Path,
     size: SegmentSize,
     system: SystemIdentifier,
     name: SegmentName,
     others: &BTreeMap<SegmentName, Held>,
-) -> Result<Option<Held>, SpoolError> {
+) -> Result<Option<Lsn>, SpoolError> {
     let path = dir.join(name.partial());
     check_size(&path, name, size)?;
     let file = OpenOptions::new().read(true).write(true).open(&path).map_err(SpoolError::io(&path))?;
@@ -127,7 +145,7 @@ fn check_partial(
         return Ok(None);
     }
     zero_from(&file, end.bytes_since(start), size).and_then(|()| file.sync_all()).map_err(SpoolError::io(&path))?;
-    Ok(Some(Held::Open { durable: end }))
+    Ok(Some(end))
 }
 
 /// Replaces an incomplete segment, of which a write or fsync failed, by a new file with what is valid of it.

@@ -331,7 +331,7 @@ fn spawn_receiver(
         drop(runtime);
         if let Some(ended) = ended {
             // Nobody listens any more when the pipeline was dropped.
-            let _: std::result::Result<(), ()> = ended.send(());
+            ended.send(()).unwrap_or_default();
         }
     };
     std::thread::Builder::new().name(name).spawn(body).map_err(failed)?;
