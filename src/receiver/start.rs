@@ -82,7 +82,12 @@ pub enum Conflict {
 }
 
 /// Decides where to go on.
-pub(super) fn decide(held: Option<Position>, ours: &TimelineHistory, server: &ServerPosition, size: SegmentSize) -> Start {
+pub(super) fn decide(
+    held: Option<Position>,
+    ours: &TimelineHistory,
+    server: &ServerPosition,
+    size: SegmentSize,
+) -> Start {
     let Some(held) = held else { return Start::First };
     let server_timeline = server.history.timeline();
     if server_timeline < held.timeline {
