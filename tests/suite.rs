@@ -5,6 +5,7 @@
 
 mod support;
 
+mod backup_engine;
 mod commits_are_found;
 mod format_is_readable;
 mod fuzz_short;

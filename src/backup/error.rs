@@ -48,6 +48,11 @@ impl CopyError {
     pub(super) fn explain(self, doing: &str) -> Error {
         let nothing = "nothing of it can be selected; what was stored is used by the next backup";
         let error = match self {
+            // What the server says at the end of a backup that cannot be used: it was promoted meanwhile, or replayed WAL
+            // that was written without full page images. Taken alone the state would speak of settings.
+            Self::Server(error) if error.sqlstate() == Some("55000") => {
+                Error::new(ErrorCode::PostgresFailed, doing).because(error).help("take another: pgvault backup now")
+            }
             Self::Server(error) => error.explain(doing),
             Self::Repository(error) => {
                 let cause = Error::from(error);

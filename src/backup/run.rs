@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use recovery::{Backup, BackupKind};
 use wal::{Coverage, PgTime, WalRange};
 
@@ -38,7 +39,8 @@ pub async fn take(request: &BackupRequest, deps: &BackupDeps<'_>, progress: &Pro
     let ready = tokio::select! {
         biased;
         () = deps.cancel.cancelled() => Err(interrupted(&doing)),
-        ready = until_commit(request, deps, progress, &doing) => ready,
+        // Boxed: it is large, and here the compiler proves that all of it is Send.
+        ready = until_commit(request, deps, progress, &doing).boxed() => ready,
     };
     // Not in the select: a commit that has begun is carried through, else nobody knew whether the backup exists.
     let (destination, manifest) = ready?;

@@ -119,8 +119,13 @@ impl ChunkIndex {
             .collect();
         let mut refreshed = Refreshed { packs: listed.len() as u64, read: unknown.len() as u64, damaged: 0, gone };
         *self.listed.write().unwrap_or_else(PoisonError::into_inner) = listed;
+        // Owned, because the compiler cannot see otherwise that the whole is Send.
+        let (objects, cluster) = (objects.clone(), cluster.clone());
         let mut tables = stream::iter(unknown)
-            .map(|pack| async move { read_pack_toc(objects, cluster, pack).await.map(|toc| (pack, toc)) })
+            .map(move |pack| {
+                let (objects, cluster) = (objects.clone(), cluster.clone());
+                async move { read_pack_toc(&objects, &cluster, pack).await.map(|toc| (pack, toc)) }
+            })
             .buffer_unordered(PARALLEL_READS);
         while let Some((pack, toc)) = tables.try_next().await? {
             match toc {

@@ -70,12 +70,14 @@ impl Extensions {
             None => header.size,
         };
         let name = self.path.unwrap_or(header.name);
+        // PostgreSQL sends "./pg_wal/archive_status"; GNU tar begins every name so when asked for ".".
+        let name = name.strip_prefix(b"./").unwrap_or(&name);
         let link = self.link.unwrap_or(header.link);
         // PostgreSQL and others end the names of directories, and of links to them, with a slash.
         let (kind, name) = match header.kind {
-            TypeFlag::Directory => (MemberKind::Directory, name.strip_suffix(b"/").unwrap_or(&name)),
-            TypeFlag::Symlink => (MemberKind::Symlink(link), name.strip_suffix(b"/").unwrap_or(&name)),
-            _ => (MemberKind::File, name.as_slice()),
+            TypeFlag::Directory => (MemberKind::Directory, name.strip_suffix(b"/").unwrap_or(name)),
+            TypeFlag::Symlink => (MemberKind::Symlink(link), name.strip_suffix(b"/").unwrap_or(name)),
+            _ => (MemberKind::File, name),
         };
         if kind != MemberKind::File && size != 0 {
             return Err(TarProblem::UnexpectedData(size));
