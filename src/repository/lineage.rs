@@ -58,12 +58,7 @@ pub(super) async fn all(cluster: &ClusterRepository) -> RepositoryResult<Vec<Lin
     let prefix = cluster_prefix(cluster.name());
     let folders = cluster.repository().objects().storage().list_folders(&prefix).await?;
     // Collected, because the compiler cannot see otherwise that the whole is Send.
-<<<<<<< HEAD
     let ids: Vec<LineageId> = folders.iter().filter_map(|folder| folder.rsplit('/').next()?.parse().ok()).collect();
-=======
-    let ids: Vec<LineageId> =
-        folders.iter().filter_map(|folder| folder.rsplit('/').next()?.parse::<LineageId>().ok()).collect();
->>>>>>> 313cdf7 (Prove the backup engine on real servers: whole, shared, interrupted, damaged)
     let mut lineages: Vec<LineageRepository> =
         stream::iter(ids).map(|id| open_listed(cluster, id)).buffered(PARALLEL).try_collect().await?;
     lineages.sort_by_key(|lineage| (lineage.document().created_at, lineage.id().number));

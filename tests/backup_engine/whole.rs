@@ -67,7 +67,12 @@ async fn a_backup_holds_every_file(major: u32) {
     // Byte for byte what pg_basebackup gets.
     let peer = dir.path().join("peer");
     let mapping = format!("{}={}", dir.path().join("fast space").display(), dir.path().join("peer space").display());
-    let output = node.tool("pg_basebackup").args(["-N", "-c", "fast", "-X", "none", "-D"]).arg(&peer).args(["-T", &mapping]).output();
+    let output = node
+        .tool("pg_basebackup")
+        .args(["-N", "-c", "fast", "-X", "none", "-D"])
+        .arg(&peer)
+        .args(["-T", &mapping])
+        .output();
     let output = output.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let peer_files = files_below(&peer);
@@ -79,7 +84,7 @@ async fn a_backup_holds_every_file(major: u32) {
     // What a second checkpoint changes, or what tells of the backup itself.
     let differs = |name: &[u8]| {
         [&b"backup_label"[..], b"backup_manifest", b"global/pg_control", b"tablespace_map"].contains(&name)
-            || name.starts_with(b"pg_")  && !name.starts_with(b"pg_tblspc")
+            || name.starts_with(b"pg_") && !name.starts_with(b"pg_tblspc")
     };
     for (name, path) in files.iter().filter(|(name, _)| !differs(name)) {
         assert!(fs::read(path).unwrap() == fs::read(&peer_files[name]).unwrap(), "{}", name.escape_ascii());
