@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use wal::{Lsn, TimelineId};
 
 /// A backup server for PostgreSQL: streamed WAL, base backups, recovery to a moment.
 #[derive(Debug, Parser)]
@@ -335,6 +336,12 @@ pub enum Wal {
 /// `wal fetch`
 #[derive(Args, Debug)]
 pub struct WalFetch {
+    /// The branch that is recovered: what it has left behind is not served
+    #[arg(long, value_name = "N")]
+    pub timeline: Option<TimelineId>,
+    /// Where recovery will stop: WAL missing behind it is no hole
+    #[arg(long, value_name = "LSN")]
+    pub until: Option<Lsn>,
     /// Cluster
     #[arg(value_name = "CLUSTER")]
     pub name: String,

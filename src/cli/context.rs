@@ -1,5 +1,6 @@
 //! What every command starts from: flags, variables, the clock, the configuration and the cluster that is meant.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 
 use super::args::{Global, OfCluster};
@@ -70,6 +71,21 @@ impl Context {
                     .help(format!("add --cluster {}", names[0])))
             }
         }
+    }
+
+    /// Asks before something is taken away; without a terminal `--yes` must have said so.
+    pub(super) fn confirm(&self, question: &str) -> Result<()> {
+        if self.global.yes {
+            return Ok(());
+        }
+        let refused = |why: &str| Error::new(ErrorCode::Usage, why.to_owned()).because(question).help("add --yes");
+        if !std::io::stdin().is_terminal() {
+            return Err(refused("this needs --yes, because there is no terminal to ask on"));
+        }
+        self.output.note(&format!("{question} [y/N]"));
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).map_err(|error| refused("no answer").because(error))?;
+        if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(refused("not confirmed, nothing was changed")) }
     }
 
     /// The clusters that are meant by a command that covers all when none is named.

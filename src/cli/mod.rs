@@ -1,12 +1,22 @@
 //! The command line: one file per command. Nothing else in pgvault prints.
 
 pub mod args;
+mod backup;
+mod check;
 mod completions;
 mod config;
 mod context;
 mod logging;
 mod not_available;
 mod output;
+mod progress;
+mod repo;
+mod serve;
+mod slot;
+mod source;
+mod status;
+mod wal;
+mod window;
 
 use std::any::Any;
 use std::ffi::OsString;
@@ -18,7 +28,10 @@ use clap::error::ErrorKind;
 
 use crate::config::Variables;
 use crate::error::{Error, ErrorCode};
-use args::{Backup, Cli, Command, Config, Repo, Wal};
+use tokio::runtime::Runtime;
+
+use crate::daemon::signals::{Signals, Stop};
+use args::{Backup, Cli, Command, Config, Repo, Slot, Wal};
 use context::Context;
 use output::Output;
 
@@ -54,7 +67,12 @@ fn run(args: Vec<OsString>) -> u8 {
     let variable = |name: &str| variables.get(name).map(str::to_owned);
     let output = Output::new(cli.global.json, cli.global.quiet, cli.global.no_color, variable);
     let context = Context::new(cli.global, output, variables);
-    let ended = dispatch(&context, cli.command);
+    let ended = start_runtime().and_then(|runtime| {
+        let ended = runtime.block_on(dispatch(&context, cli.command));
+        // What still runs in the background (a request that nobody waits for any more) must not hold up the end.
+        runtime.shutdown_background();
+        ended
+    });
     match ended {
         Ok(code) => code,
         Err(error) => {
@@ -64,8 +82,36 @@ fn run(args: Vec<OsString>) -> u8 {
     }
 }
 
-fn dispatch(context: &Context, command: Command) -> Ended {
+fn start_runtime() -> Result<Runtime, Error> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(ErrorCode::Unclassified, "cannot start").because(error))
+}
+
+async fn dispatch(context: &Context, command: Command) -> Ended {
+    if !matches!(command, Command::Serve) {
+        logging::start_client(context.global.verbose, context.global.quiet)?;
+        end_when_interrupted(context.output)?;
+    }
     match command {
+        Command::Serve => serve::run(context).await,
+        Command::Status(of) => status::run(context, &of).await,
+        Command::Check(args) => check::run(context, &args).await,
+        Command::Window(args) => window::run(context, &args).await,
+        Command::Health(args) => check::health(context, &args).await,
+        Command::Backup(Backup::Now(args)) => backup::now(context, &args).await,
+        Command::Backup(Backup::List(of)) => backup::list(context, &of).await,
+        Command::Backup(Backup::Show { id }) => backup::show(context, &id).await,
+        Command::Wal(Wal::Fetch(args)) | Command::WalFetch(args) => wal::fetch(context, &args).await,
+        Command::Wal(Wal::List(of)) => wal::list(context, &of).await,
+        Command::Wal(Wal::Gaps(of)) => wal::gaps(context, &of).await,
+        Command::Wal(Wal::Switch(of)) => wal::switch(context, &of).await,
+        Command::Slot(Slot::Show(of)) => slot::show(context, &of).await,
+        Command::Slot(Slot::Create(of)) => slot::create(context, &of).await,
+        Command::Slot(Slot::Drop(of)) => slot::drop(context, &of).await,
+        Command::Repo(Repo::Init) => repo::init(context).await,
+        Command::Repo(Repo::Check) => repo::check(context).await,
         Command::Config(command) => match command {
             Config::Check => config::check(context),
             Config::Show => config::show(context),
@@ -90,6 +136,21 @@ fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Jobs(_) => not_available::command("jobs"),
         _ => not_available::command("this command"),
     }
+}
+
+/// A command that is interrupted says so, with 130 for INT and 143 for TERM. Nothing needs to be undone: what is written
+/// gets its final name last.
+fn end_when_interrupted(output: Output) -> Result<(), Error> {
+    let mut signals = Signals::listen()?;
+    tokio::spawn(async move {
+        let code = match signals.next_stop().await {
+            Stop::Interrupt => 130,
+            Stop::Terminate => 143,
+        };
+        output.error(&Error::new(ErrorCode::Interrupted, "interrupted"));
+        std::process::exit(code);
+    });
+    Ok(())
 }
 
 /// Help and version are data; everything else that clap refuses is an error in our form.

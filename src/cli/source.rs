@@ -45,23 +45,29 @@ pub(super) async fn lineage(context: &Context, config: &Config, cluster: &Cluste
 
 /// Everything that can be found out of a cluster without a daemon. What cannot be reached is part of the view.
 pub(super) async fn view(context: &Context, config: &Config, cluster: &ClusterConfig) -> Result<ClusterView> {
-    let connect = open::connect_options(config, cluster)?;
-    let members = Members::new(connect);
-    let ask = async {
-        let mut members = members;
-        members.ask().await
-    };
+    let mut members = Members::new(open::connect_options(config, cluster)?);
     let read = async {
         let lineage = lineage(context, config, cluster).await?;
         stored::read(&lineage, context.clock.now()).await
     };
-    let (members, read) = tokio::join!(ask, read);
+    let (members, read) = tokio::join!(members.ask(), read);
     let (stored, repository_error) = match read {
         Ok(stored) => (Some(Arc::new(stored)), None),
         Err(error) if error.code() == ErrorCode::NotFound => (None, None),
         Err(error) => (None, Some(error)),
     };
-    Ok(ClusterView {
+    Ok(ClusterView { members, stored, repository_error, ..empty_view(config, cluster) })
+}
+
+/// What the repository holds of a cluster, without asking any server.
+pub(super) async fn stored_view(context: &Context, config: &Config, cluster: &ClusterConfig) -> Result<ClusterView> {
+    let lineage = lineage(context, config, cluster).await?;
+    let stored = Some(Arc::new(stored::read(&lineage, context.clock.now()).await?));
+    Ok(ClusterView { stored, ..empty_view(config, cluster) })
+}
+
+fn empty_view(config: &Config, cluster: &ClusterConfig) -> ClusterView {
+    ClusterView {
         name: cluster.name.clone(),
         slot: cluster.slot.clone(),
         max_rpo: cluster.max_rpo,
@@ -70,13 +76,13 @@ pub(super) async fn view(context: &Context, config: &Config, cluster: &ClusterCo
         schedule: cluster.schedule.clone(),
         wal: None,
         down_since: None,
-        stored,
+        stored: None,
         location: config.repository.storage.url.clone(),
-        repository_error,
-        members,
+        repository_error: None,
+        members: Vec::new(),
         backup: BackupActivity::default(),
         failovers: Vec::new(),
-    })
+    }
 }
 
 /// A value as part of a query.

@@ -15,6 +15,15 @@ pub enum Request {
     Report,
 }
 
+/// Which signal asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// INT: a person.
+    Interrupt,
+    /// TERM, HUP: the system.
+    Terminate,
+}
+
 /// The signals of this process.
 #[derive(Debug)]
 pub struct Signals {
@@ -37,6 +46,18 @@ impl Signals {
             hang_up: listen(SignalKind::hangup())?,
             user: listen(SignalKind::user_defined1())?,
         })
+    }
+
+    /// The next request to stop, told apart; others are ignored.
+    pub async fn next_stop(&mut self) -> Stop {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return Stop::Terminate,
+                _ = self.interrupt.recv() => return Stop::Interrupt,
+                _ = self.hang_up.recv() => return Stop::Terminate,
+                _ = self.user.recv() => {}
+            }
+        }
     }
 
     /// The next request. May be dropped at any time: a signal that has arrived stays.
