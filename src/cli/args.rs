@@ -30,6 +30,9 @@ pub struct Global {
     /// Cluster; optional when one is configured
     #[arg(id = "global-cluster", long = "cluster", global = true, value_name = "NAME")]
     pub cluster: Option<String>,
+    /// Set a key of the configuration, as in repository.url=file:///srv/pgvault
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use super::args::{Global, OfCluster};
 use super::output::Output;
 use crate::clock::{Clock, SystemClock};
-use crate::config::keys::Section;
 use crate::config::{ClusterConfig, Config, Flags, Variables, load};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -35,8 +34,9 @@ impl Context {
             1 => Some("debug"),
             _ => Some("trace"),
         };
-        let overrides = level.map(|level| (Section::Log, "level", level.to_owned(), "--verbose"));
-        Flags { config: self.global.config.clone(), overrides: overrides.into_iter().collect() }
+        let verbose = level.map(|level| ("log.level".to_owned(), level.to_owned(), "--verbose"));
+        let set = self.global.set.iter().map(|(key, value)| (key.clone(), value.clone(), "--set"));
+        Flags { config: self.global.config.clone(), overrides: verbose.into_iter().chain(set).collect() }
     }
 
     /// The configuration, read and checked.

@@ -10,6 +10,7 @@ mod logging;
 mod not_available;
 mod output;
 mod progress;
+mod recover;
 mod repo;
 mod serve;
 mod slot;
@@ -103,6 +104,7 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Backup(Backup::Now(args)) => backup::now(context, &args).await,
         Command::Backup(Backup::List(of)) => backup::list(context, &of).await,
         Command::Backup(Backup::Show { id }) => backup::show(context, &id).await,
+        Command::Recover(args) => recover::run(context, &args).await,
         Command::Wal(Wal::Fetch(args)) | Command::WalFetch(args) => wal::fetch(context, &args).await,
         Command::Wal(Wal::List(of)) => wal::list(context, &of).await,
         Command::Wal(Wal::Gaps(of)) => wal::gaps(context, &of).await,

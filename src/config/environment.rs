@@ -170,20 +170,14 @@ fn short_section(variables: &Variables, settings: &Settings, name: &str, key: &K
 fn long_form(settings: &Settings, rest: &str) -> Option<(Section, &'static Key)> {
     let lower = rest.to_ascii_lowercase();
     let parts: Vec<&str> = lower.split("__").collect();
-    let (section, key) = match parts.as_slice() {
-        ["cluster", name, key] => (Section::Cluster(spelled(settings, name)), *key),
-        ["cluster", name, "retention", key] => (Section::Retention(spelled(settings, name)), *key),
-        ["daemon", key] => (Section::Daemon, *key),
-        ["repository", key] => (Section::Repository, *key),
-        ["spool", key] => (Section::Spool, *key),
-        ["http", key] => (Section::Http, *key),
-        ["log", key] => (Section::Log, *key),
-        _ => return None,
+    let path: Vec<String> = match parts.as_slice() {
+        ["cluster", name, rest @ ..] => {
+            let name = spelled(settings, name);
+            ["cluster".to_owned(), name].into_iter().chain(rest.iter().map(|part| (*part).to_owned())).collect()
+        }
+        other => other.iter().map(|part| (*part).to_owned()).collect(),
     };
-    if let Section::Cluster(name) | Section::Retention(name) = &section {
-        values::cluster_name(name).ok()?;
-    }
-    Some((section.clone(), keys::find(section.place(), key)?))
+    keys::by_path(&path.join("."))
 }
 
 /// The cluster as the files spell it: variables cannot have a `-`.

@@ -109,6 +109,25 @@ pub fn find(place: Place, name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.place == place && key.name == name)
 }
 
+/// The key that a path such as `cluster.main.retention.redundancy` names.
+pub fn by_path(path: &str) -> Option<(Section, &'static Key)> {
+    let parts: Vec<&str> = path.split('.').collect();
+    let (section, name) = match parts.as_slice() {
+        ["cluster", cluster, name] => (Section::Cluster((*cluster).to_owned()), *name),
+        ["cluster", cluster, "retention", name] => (Section::Retention((*cluster).to_owned()), *name),
+        ["daemon", name] => (Section::Daemon, *name),
+        ["repository", name] => (Section::Repository, *name),
+        ["spool", name] => (Section::Spool, *name),
+        ["http", name] => (Section::Http, *name),
+        ["log", name] => (Section::Log, *name),
+        _ => return None,
+    };
+    if let Section::Cluster(cluster) | Section::Retention(cluster) = &section {
+        super::values::cluster_name(cluster).ok()?;
+    }
+    Some((section.clone(), find(section.place(), name)?))
+}
+
 /// The keys of a section, in order.
 pub fn of(place: Place) -> impl Iterator<Item = &'static Key> {
     KEYS.iter().filter(move |key| key.place == place)

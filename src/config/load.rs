@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::environment::{self, Variables};
-use super::keys::{self, Section};
+use super::keys;
 use super::settings::{Origin, Raw, Settings};
 use super::typed::typed;
 use super::{Config, file};
@@ -15,8 +15,8 @@ use crate::error::{Error, ErrorCode, Result};
 pub struct Flags {
     /// `-c`: the file, in place of those that are looked for.
     pub config: Option<PathBuf>,
-    /// Keys set by flags: section, key, value, name of the flag.
-    pub overrides: Vec<(Section, &'static str, String, &'static str)>,
+    /// Keys set by flags: key as in `repository.url`, value, name of the flag.
+    pub overrides: Vec<(String, String, &'static str)>,
 }
 
 /// Where files are looked for when nothing names one.
@@ -35,10 +35,12 @@ fn load_from(flags: &Flags, variables: &Variables, system_file: &Path) -> Result
         file::read(path, &text, &mut settings)?;
     }
     environment::read(variables, &mut settings)?;
-    for (section, name, value, flag) in &flags.overrides {
-        if let Some(key) = keys::find(section.place(), name) {
-            settings.set(section.clone(), key, Raw::Text(value.clone()), Origin::Flag(flag));
-        }
+    for (name, value, flag) in &flags.overrides {
+        let Some((section, key)) = keys::by_path(name) else {
+            let error = Error::new(ErrorCode::UnknownKey, format!("unknown key `{name}` in {flag}"));
+            return Err(error.help("name it as `pgvault config show` does, as in repository.url or cluster.main.slot"));
+        };
+        settings.set(section, key, Raw::Text(value.clone()), Origin::Flag(flag));
     }
     if settings.clusters().is_empty() && variables.names_a_server() {
         settings.name_cluster("main");

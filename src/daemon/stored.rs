@@ -1,13 +1,14 @@
-//! Reads what the repository holds of a cluster: catalog, recoverable ranges, sizes; and whether a moment is among them.
+//! Reads what the repository holds of a cluster: catalog, recoverable ranges, sizes.
 
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use recovery::{Catalog, Facts, NoPlan, NotRecoverable, Question, RecoveryPlan, RecoveryRequest};
+use recovery::Catalog;
 
 use super::view::{Stored, StoredBytes};
 use crate::error::{Error, ErrorCode, Result};
-use crate::repository::{ClusterName, ClusterRepository, Inventory, LineageRepository, Repository, xact_search};
+use crate::repository::{ClusterName, ClusterRepository, Inventory, LineageRepository, Repository};
+use crate::restore;
 
 /// The newest lineage of a cluster.
 ///
@@ -47,13 +48,7 @@ pub fn read(lineage: &LineageRepository, now: DateTime<Utc>) -> BoxFuture<'_, Re
 async fn read_all(lineage: &LineageRepository, now: DateTime<Utc>) -> Result<Stored> {
     let inventory = lineage.inventory().await?;
     let catalog = lineage.catalog_of(&inventory).await?;
-    let mut asker = Asker::new(lineage, &catalog);
-    let window = loop {
-        match recovery::window(&catalog, asker.facts()) {
-            Ok(window) => break window,
-            Err(question) => asker.find_out(question).await?,
-        }
-    };
+    let window = restore::window(lineage, &catalog).await?;
     let bytes = bytes(&inventory, &catalog);
     Ok(Stored { read_at: now, catalog, window, bytes })
 }
@@ -64,54 +59,5 @@ fn bytes(inventory: &Inventory, catalog: &Catalog) -> StoredBytes {
         base: catalog.backups.iter().map(|backup| backup.new_bytes).sum(),
         wal: inventory.segments.values().chain(inventory.tails.values()).sum(),
         meta: objects.map(|(_, size)| size).sum(),
-    }
-}
-
-/// Plans a recovery, or says why there can be none.
-pub async fn plan(
-    lineage: &LineageRepository,
-    catalog: &Catalog,
-    request: &RecoveryRequest,
-) -> Result<std::result::Result<RecoveryPlan, NotRecoverable>> {
-    let mut asker = Asker::new(lineage, catalog);
-    loop {
-        match recovery::plan(catalog, request, asker.facts()) {
-            Ok(plan) => return Ok(Ok(plan)),
-            Err(NoPlan::NotRecoverable(reason)) => return Ok(Err(reason)),
-            Err(NoPlan::Ask(question)) => asker.find_out(question).await?,
-        }
-    }
-}
-
-/// Finds out what pure decisions ask for.
-struct Asker<'a> {
-    lineage: &'a LineageRepository,
-    catalog: &'a Catalog,
-    facts: Facts,
-    last: Option<Question>,
-}
-
-impl<'a> Asker<'a> {
-    fn new(lineage: &'a LineageRepository, catalog: &'a Catalog) -> Self {
-        Self { lineage, catalog, facts: Facts::new(), last: None }
-    }
-
-    fn facts(&self) -> &Facts {
-        &self.facts
-    }
-
-    async fn find_out(&mut self, question: Question) -> Result<()> {
-        // Every answer ends its question; one that is asked again would be asked for ever.
-        if self.last.as_ref() == Some(&question) {
-            return Err(Error::new(
-                ErrorCode::Unclassified,
-                "internal error: a question about the WAL was not answered",
-            )
-            .because(format!("{question:?}")));
-        }
-        let answer = xact_search::answer(self.lineage, self.catalog, &question).await?;
-        self.facts.learn(question.clone(), answer);
-        self.last = Some(question);
-        Ok(())
     }
 }

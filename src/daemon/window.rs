@@ -4,10 +4,10 @@ use recovery::{BackupId, Catalog, LineageId, RecoveryRequest, RecoveryTarget, Ti
 use serde::Serialize;
 use wal::{Lsn, PgTime, TimelineId, XactMark};
 
-use super::stored;
 use super::view::Stored;
 use crate::error::Result;
 use crate::repository::LineageRepository;
+use crate::restore;
 
 /// The whole answer.
 #[derive(Clone, Debug, Serialize)]
@@ -150,7 +150,7 @@ pub async fn at(lineage: &LineageRepository, catalog: &Catalog, time: PgTime) ->
         commit_before: None,
         commit_after: None,
     };
-    Ok(match stored::plan(lineage, catalog, &request).await? {
+    Ok(match restore::recovery_plan(lineage, catalog, &request).await? {
         Ok(plan) => At {
             reachable: true,
             backup: Some(plan.backup.id.clone()),
