@@ -58,7 +58,13 @@ fn wish(args: &BackupNow) -> BackupWish {
     }
 }
 
-async fn by_daemon(context: &Context, daemon: &Client, cluster: &ClusterConfig, wish: &BackupWish, wait: bool) -> Ended {
+async fn by_daemon(
+    context: &Context,
+    daemon: &Client,
+    cluster: &ClusterConfig,
+    wish: &BackupWish,
+    wait: bool,
+) -> Ended {
     let name = source::query(&cluster.name);
     let started = daemon.post(&format!("/api/v1/backups?cluster={name}"), &to_value(wish)?).await?;
     let run = &started["run"];
@@ -109,7 +115,11 @@ async fn by_ourselves(context: &Context, config: &Config, cluster: &ClusterConfi
     let pipeline = tokio::spawn(WalPipeline::run(parts, stop.clone()));
 
     let mut status = board.subscribe();
-    let streams = tokio::time::timeout(STREAMING_WITHIN, status.wait_for(|status| status.streaming() || status.state.needs_a_person())).await;
+    let streams = tokio::time::timeout(
+        STREAMING_WITHIN,
+        status.wait_for(|status| status.streaming() || status.state.needs_a_person()),
+    )
+    .await;
     let seen = board.read(|status| (status.streaming(), status.error.clone()));
     let outcome = match (streams, seen) {
         (Ok(Ok(_)), (true, _)) => {
@@ -141,8 +151,11 @@ async fn by_ourselves(context: &Context, config: &Config, cluster: &ClusterConfi
             backup
         }
         (_, (_, Some(error))) => Err(error),
-        _ => Err(Error::new(ErrorCode::PostgresFailed, format!("streaming from {} did not begin within {} s", cluster.name, STREAMING_WITHIN.as_secs()))
-            .help("see why: pgvault check")),
+        _ => Err(Error::new(
+            ErrorCode::PostgresFailed,
+            format!("streaming from {} did not begin within {} s", cluster.name, STREAMING_WITHIN.as_secs()),
+        )
+        .help("see why: pgvault check")),
     };
     stop.cancel();
     if let Ok(Err(error)) = pipeline.await {
@@ -180,7 +193,9 @@ pub(super) async fn list(context: &Context, of: &OfCluster) -> Ended {
         output.note("there is no backup: pgvault backup now");
         return Ok(0);
     }
-    let text = |value: &Value| value.as_str().map_or_else(|| if value.is_null() { "-".to_owned() } else { value.to_string() }, str::to_owned);
+    let text = |value: &Value| {
+        value.as_str().map_or_else(|| if value.is_null() { "-".to_owned() } else { value.to_string() }, str::to_owned)
+    };
     let size = |value: &Value| value.as_u64().map_or_else(|| "-".to_owned(), bytes);
     let rows = backups.iter().map(|backup| {
         vec![
@@ -230,7 +245,9 @@ pub(super) async fn show(context: &Context, id: &str) -> Ended {
         let text = match value {
             Value::String(text) => text.clone(),
             Value::Null => "-".to_owned(),
-            Value::Number(number) if name.ends_with("_bytes") => format!("{} ({number})", bytes(number.as_u64().unwrap_or_default())),
+            Value::Number(number) if name.ends_with("_bytes") => {
+                format!("{} ({number})", bytes(number.as_u64().unwrap_or_default()))
+            }
             other => other.to_string(),
         };
         vec![name.clone(), text]
@@ -243,15 +260,19 @@ pub(super) async fn show(context: &Context, id: &str) -> Ended {
 fn find(all: &[Value], id: &str) -> Result<Value> {
     let usable = |backup: &&Value| backup["status"] == to_word(BackupStatus::Ok);
     if id == "latest" {
-        return all.iter().rfind(usable).cloned().ok_or_else(|| Error::new(ErrorCode::NotFound, "there is no usable backup").help("pgvault backup now --wait"));
+        return all.iter().rfind(usable).cloned().ok_or_else(|| {
+            Error::new(ErrorCode::NotFound, "there is no usable backup").help("pgvault backup now --wait")
+        });
     }
-    let starts: Vec<&Value> = all.iter().filter(|backup| backup["id"].as_str().is_some_and(|known| known.starts_with(id))).collect();
+    let starts: Vec<&Value> =
+        all.iter().filter(|backup| backup["id"].as_str().is_some_and(|known| known.starts_with(id))).collect();
     match starts.as_slice() {
         [only] => Ok((*only).clone()),
         [] => Err(Error::new(ErrorCode::NotFound, format!("there is no backup \"{id}\"")).help("pgvault backup list")),
         several => {
             let ids: Vec<&str> = several.iter().filter_map(|backup| backup["id"].as_str()).collect();
-            Err(Error::new(ErrorCode::Usage, format!("\"{id}\" is the start of several backups: {}", ids.join(", "))).help("write more of it"))
+            Err(Error::new(ErrorCode::Usage, format!("\"{id}\" is the start of several backups: {}", ids.join(", ")))
+                .help("write more of it"))
         }
     }
 }

@@ -56,7 +56,8 @@ async fn look(context: &Context, args: &Check) -> Result<Value> {
         let mut document = daemon.get(&format!("/api/v1/check?cluster={name}")).await?;
         let mut of_cluster = document["clusters"][0].take();
         if args.deep {
-            let finding = daemon.post(&format!("/api/v1/check/deep?cluster={name}"), &Value::Object(Default::default())).await?;
+            let finding =
+                daemon.post(&format!("/api/v1/check/deep?cluster={name}"), &Value::Object(Default::default())).await?;
             if let Some(checks) = of_cluster["checks"].as_array_mut() {
                 checks.push(finding);
             }
@@ -66,7 +67,12 @@ async fn look(context: &Context, args: &Check) -> Result<Value> {
     Ok(serde_json::json!({ "clusters": documents }))
 }
 
-async fn by_ourselves(context: &Context, config: &Config, cluster: &ClusterConfig, wants_deep: bool) -> Result<Vec<Finding>> {
+async fn by_ourselves(
+    context: &Context,
+    config: &Config,
+    cluster: &ClusterConfig,
+    wants_deep: bool,
+) -> Result<Vec<Finding>> {
     let connect = open::connect_options(config, cluster)?;
     let view = source::view(context, config, cluster);
     let repository = async {
@@ -116,7 +122,12 @@ fn screen(output: &Output, document: &Value) {
             output.text(&format!("          fix:  {fix}"));
         }
     }
-    output.text(&format!("{} failed, {} warning(s), {} ok", count(document, "failed"), count(document, "warn"), count(document, "ok")));
+    output.text(&format!(
+        "{} failed, {} warning(s), {} ok",
+        count(document, "failed"),
+        count(document, "warn"),
+        count(document, "ok")
+    ));
 }
 
 /// One line, and 0, 1, 2 or 3; what cannot be looked at is UNKNOWN.
@@ -128,7 +139,11 @@ fn nagios(output: &Output, found: Result<Value>) -> u8 {
                 .iter()
                 .flat_map(|status| checks(document).filter(move |(_, check)| check["status"] == *status))
                 .map(|(cluster, check)| {
-                    format!("{cluster} {}: {}", check["name"].as_str().unwrap_or_default(), check["message"].as_str().unwrap_or_default())
+                    format!(
+                        "{cluster} {}: {}",
+                        check["name"].as_str().unwrap_or_default(),
+                        check["message"].as_str().unwrap_or_default()
+                    )
                 })
                 .collect();
             let kind = if count(document, "failed") > 0 {
@@ -142,7 +157,12 @@ fn nagios(output: &Output, found: Result<Value>) -> u8 {
         }
     };
     let perfdata = found.ok().map_or_else(String::new, |document| {
-        format!(" | failed={} warnings={} ok={}", count(&document, "failed"), count(&document, "warn"), count(&document, "ok"))
+        format!(
+            " | failed={} warnings={} ok={}",
+            count(&document, "failed"),
+            count(&document, "warn"),
+            count(&document, "ok")
+        )
     });
     let (code, word) = NAGIOS[kind];
     output.text(&format!("PGVAULT {word} - {}{perfdata}", message.replace(['\n', '|'], " ")));
@@ -153,7 +173,8 @@ fn nagios(output: &Output, found: Result<Value>) -> u8 {
 pub(super) async fn health(context: &Context, args: &Health) -> Ended {
     let config = context.config()?;
     let Some(daemon) = source::daemon(&config).await? else {
-        return Err(Error::new(ErrorCode::CheckFailed, format!("no daemon serves {}", config.state_dir.display())).help("pgvault serve"));
+        return Err(Error::new(ErrorCode::CheckFailed, format!("no daemon serves {}", config.state_dir.display()))
+            .help("pgvault serve"));
     };
     let path = match (args.ready, args.strict) {
         (true, _) => "/readyz",
@@ -162,9 +183,5 @@ pub(super) async fn health(context: &Context, args: &Health) -> Ended {
     };
     let (status, body) = daemon.status(path).await?;
     context.output.text(body.trim_end());
-    if status == 200 {
-        Ok(0)
-    } else {
-        Ok(ErrorCode::CheckFailed.exit_code())
-    }
+    if status == 200 { Ok(0) } else { Ok(ErrorCode::CheckFailed.exit_code()) }
 }

@@ -85,7 +85,11 @@ impl Context {
         self.output.note(&format!("{question} [y/N]"));
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer).map_err(|error| refused("no answer").because(error))?;
-        if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { Err(refused("not confirmed, nothing was changed")) }
+        if matches!(answer.trim(), "y" | "Y" | "yes") {
+            Ok(())
+        } else {
+            Err(refused("not confirmed, nothing was changed"))
+        }
     }
 
     /// The clusters that are meant by a command that covers all when none is named.

@@ -40,7 +40,15 @@ impl Progress {
             bar
         });
         let started = clock.instant();
-        Self { output: *output, clock: Arc::clone(clock), name: name.to_owned(), bar, started, told: None, phase: String::new() }
+        Self {
+            output: *output,
+            clock: Arc::clone(clock),
+            name: name.to_owned(),
+            bar,
+            started,
+            told: None,
+            phase: String::new(),
+        }
     }
 
     /// Where the operation is.
@@ -67,7 +75,8 @@ impl Progress {
             return;
         }
         let of_total = total.map_or_else(String::new, |total| format!(" of {}", bytes(total)));
-        let eta = eta.map_or_else(String::new, |eta| format!(", {} left", seconds(i64::try_from(eta).unwrap_or(i64::MAX))));
+        let eta =
+            eta.map_or_else(String::new, |eta| format!(", {} left", seconds(i64::try_from(eta).unwrap_or(i64::MAX))));
         self.output.note(&format!("{}  {phase}  {}{of_total}{eta}", self.name, bytes(done)));
     }
 

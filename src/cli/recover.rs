@@ -61,7 +61,13 @@ pub(super) async fn run(context: &Context, args: &Recover) -> Ended {
     apply(context, &config, &lineage, &plan, args).await
 }
 
-async fn apply(context: &Context, config: &Config, lineage: &LineageRepository, plan: &RestorePlan, args: &Recover) -> Ended {
+async fn apply(
+    context: &Context,
+    config: &Config,
+    lineage: &LineageRepository,
+    plan: &RestorePlan,
+    args: &Recover,
+) -> Ended {
     let jobs = args.jobs.map_or(config.repository.storage.connections.unwrap_or(4), usize::from);
     let sender = RestoreProgressSender::new(RestoreProgress::default());
     let mut told = sender.subscribe();
@@ -102,7 +108,11 @@ async fn apply(context: &Context, config: &Config, lineage: &LineageRepository, 
     if args.no_config {
         output.text("no settings were written: the HA manager starts it");
     } else {
-        output.text(&format!("Then        pg_ctl -D {} start; {}", outcome.directory.display(), restore::then(plan.recovery.action)));
+        output.text(&format!(
+            "Then        pg_ctl -D {} start; {}",
+            outcome.directory.display(),
+            restore::then(plan.recovery.action)
+        ));
     }
     Ok(0)
 }
@@ -129,7 +139,9 @@ fn timeline(text: &str) -> Result<TargetTimeline> {
     if text == "latest" {
         return Ok(TargetTimeline::Latest);
     }
-    text.parse::<TimelineId>().map(TargetTimeline::Number).map_err(|error| Error::new(ErrorCode::Usage, error.to_string()))
+    text.parse::<TimelineId>()
+        .map(TargetTimeline::Number)
+        .map_err(|error| Error::new(ErrorCode::Usage, error.to_string()))
 }
 
 fn action(action: Action) -> TargetAction {
@@ -143,12 +155,19 @@ fn action(action: Action) -> TargetAction {
 /// A backup by its id, the start of it, or `latest`.
 async fn backup(lineage: &LineageRepository, id: &str) -> Result<BackupId> {
     let catalog = lineage.catalog().await?;
-    let mut found = catalog.backups.iter().rev().filter(|backup| id == "latest" || backup.id.as_str().starts_with(id)).map(|backup| &backup.id);
-    let unknown = || Error::new(ErrorCode::NotFound, format!("there is no backup \"{id}\"")).help("pgvault backup list");
+    let mut found = catalog
+        .backups
+        .iter()
+        .rev()
+        .filter(|backup| id == "latest" || backup.id.as_str().starts_with(id))
+        .map(|backup| &backup.id);
+    let unknown =
+        || Error::new(ErrorCode::NotFound, format!("there is no backup \"{id}\"")).help("pgvault backup list");
     let first = found.next().ok_or_else(unknown)?;
     match found.next() {
         Some(second) if id != "latest" => {
-            Err(Error::new(ErrorCode::Usage, format!("\"{id}\" is the start of several backups: {second}, {first}")).help("write more of it"))
+            Err(Error::new(ErrorCode::Usage, format!("\"{id}\" is the start of several backups: {second}, {first}"))
+                .help("write more of it"))
         }
         _ => Ok(first.clone()),
     }
@@ -166,7 +185,11 @@ fn settings(context: &Context, config: &Config, cluster: &ClusterConfig, args: &
         }
         _ => None,
     };
-    Ok(ConfigRequest { restore_command: restore_command(context, config, cluster)?, standby, options: args.recovery_options.clone() })
+    Ok(ConfigRequest {
+        restore_command: restore_command(context, config, cluster)?,
+        standby,
+        options: args.recovery_options.clone(),
+    })
 }
 
 /// The program as it runs now, with everything that leads it to the same repository; never a secret.
@@ -190,8 +213,10 @@ fn restore_command(context: &Context, config: &Config, cluster: &ClusterConfig) 
 fn arguments(config: &Config) -> Vec<String> {
     let at = Section::Repository;
     let mut arguments = Vec::new();
-    let mut set = |name: &str, value: &str| arguments.extend(["--set".to_owned(), format!("repository.{name}={value}")]);
-    let from_file = |name: &str| matches!(config.settings.get(&at, name).map(|setting| &setting.origin), Some(Origin::File(_)));
+    let mut set =
+        |name: &str, value: &str| arguments.extend(["--set".to_owned(), format!("repository.{name}={value}")]);
+    let from_file =
+        |name: &str| matches!(config.settings.get(&at, name).map(|setting| &setting.origin), Some(Origin::File(_)));
     if !from_file("url") {
         set("url", &config.repository.storage.url);
     }
@@ -238,26 +263,49 @@ fn lines(plan: &RestorePlan, document: &Value, verbose: bool) -> Vec<String> {
     let text = |name: &str| document[name].as_str().unwrap_or("-").to_owned();
     let inclusive = if recovery.inclusive { "" } else { ", exclusive" };
     let mut lines = vec![
-        format!("Target      {} (timeline {}{inclusive})   in the recoverable window: yes", recovery.target, recovery.timeline),
-        format!("Base        {}   {}, ends {}", recovery.backup.id, bytes(recovery.backup.size_bytes), recovery.backup.stopped_at),
+        format!(
+            "Target      {} (timeline {}{inclusive})   in the recoverable window: yes",
+            recovery.target, recovery.timeline
+        ),
+        format!(
+            "Base        {}   {}, ends {}",
+            recovery.backup.id,
+            bytes(recovery.backup.size_bytes),
+            recovery.backup.stopped_at
+        ),
         format!("WAL         {} .. {}   {} segment(s)", text("wal_from"), text("wal_to"), plan.wal_segments),
         format!("Download    {} from the repository", bytes(plan.download_bytes)),
     ];
     for place in &plan.places {
-        lines.push(format!("Disk        {} needs {}, has {} free", place.path.display(), bytes(place.needs_bytes), bytes(place.free_bytes)));
+        lines.push(format!(
+            "Disk        {} needs {}, has {} free",
+            place.path.display(),
+            bytes(place.needs_bytes),
+            bytes(place.free_bytes)
+        ));
     }
     for tablespace in &plan.tablespaces {
         lines.push(format!("Tablespace  {} -> {}", tablespace.old.display(), tablespace.new.display()));
     }
     if let Some(commit) = recovery.commit_before {
-        lines.push(format!("Last        commit that will be there: {} at {}, transaction {}", commit.time, commit.lsn, commit.xid));
+        lines.push(format!(
+            "Last        commit that will be there: {} at {}, transaction {}",
+            commit.time, commit.lsn, commit.xid
+        ));
     }
     if let Some(commit) = recovery.commit_after {
-        lines.push(format!("First       commit that will not: {} at {}, transaction {}", commit.time, commit.lsn, commit.xid));
+        lines.push(format!(
+            "First       commit that will not: {} at {}, transaction {}",
+            commit.time, commit.lsn, commit.xid
+        ));
     }
     let settings: Vec<&str> = document["settings"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     match &plan.settings {
-        Some(_) => lines.push(format!("Writes      {}, postgresql.auto.conf ({} lines), the signal file", plan.directory.display(), settings.len())),
+        Some(_) => lines.push(format!(
+            "Writes      {}, postgresql.auto.conf ({} lines), the signal file",
+            plan.directory.display(),
+            settings.len()
+        )),
         None => lines.push(format!("Writes      {}, no settings (--no-config)", plan.directory.display())),
     }
     if verbose {

@@ -36,9 +36,13 @@ pub(super) async fn show(context: &Context, of: &OfCluster) -> Ended {
         context.output.document(&json!({ "cluster": cluster.name, "slots": slots }));
         return Ok(0);
     }
-    let text = |value: &Value| value.as_str().map_or_else(|| if value.is_null() { "-".to_owned() } else { value.to_string() }, str::to_owned);
+    let text = |value: &Value| {
+        value.as_str().map_or_else(|| if value.is_null() { "-".to_owned() } else { value.to_string() }, str::to_owned)
+    };
     let rows = slots.iter().map(|slot| {
-        ["host", "name", "exists", "active", "wal_status", "restart_lsn", "retained_bytes", "error"].map(|column| text(&slot[column])).to_vec()
+        ["host", "name", "exists", "active", "wal_status", "restart_lsn", "retained_bytes", "error"]
+            .map(|column| text(&slot[column]))
+            .to_vec()
     });
     context.output.table(&["HOST", "SLOT", "EXISTS", "ACTIVE", "WAL", "RESTART", "HOLDS", "ERROR"], rows.collect());
     Ok(0)
@@ -76,9 +80,11 @@ pub(super) async fn drop(context: &Context, of: &OfCluster) -> Ended {
     let config = context.config()?;
     let cluster = context.cluster(&config, of)?;
     let name = configured(&cluster)?;
-    context.confirm(&format!("drop slot \"{name}\" of {}? WAL that pgvault has not received may be lost", cluster.name))?;
+    context
+        .confirm(&format!("drop slot \"{name}\" of {}? WAL that pgvault has not received may be lost", cluster.name))?;
     if source::daemon(&config).await?.is_some() && cluster.create_slot {
-        return Err(Error::new(ErrorCode::Refused, "the daemon is running and would make the slot anew").help("stop it first: systemctl stop pgvault"));
+        return Err(Error::new(ErrorCode::Refused, "the daemon is running and would make the slot anew")
+            .help("stop it first: systemctl stop pgvault"));
     }
     let doing = format!("cannot drop slot \"{name}\" of {}", cluster.name);
     // Looked at first: to drop a slot that is not there is "not found", whatever the server says to it.

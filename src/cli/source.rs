@@ -34,7 +34,11 @@ pub(super) async fn repository(context: &Context, config: &Config) -> Result<Rep
 }
 
 /// What is stored of a cluster.
-pub(super) async fn cluster_repository(context: &Context, config: &Config, cluster: &ClusterConfig) -> Result<ClusterRepository> {
+pub(super) async fn cluster_repository(
+    context: &Context,
+    config: &Config,
+    cluster: &ClusterConfig,
+) -> Result<ClusterRepository> {
     Ok(repository(context, config).await?.cluster(&open::cluster_name(cluster)?))
 }
 

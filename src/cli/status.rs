@@ -66,8 +66,14 @@ fn screen(output: &Output, cluster: &Value, now: DateTime<Utc>) {
         _ => Color::Red,
     };
     let primary = &cluster["primary"];
-    let primary = if primary.is_null() { String::new() } else { format!("  primary {}:{}", text(primary, "host"), primary["port"]) };
-    let or_unknown = |value: &Value| value.as_str().map_or_else(|| if value.is_null() { "?".to_owned() } else { value.to_string() }, str::to_owned);
+    let primary = if primary.is_null() {
+        String::new()
+    } else {
+        format!("  primary {}:{}", text(primary, "host"), primary["port"])
+    };
+    let or_unknown = |value: &Value| {
+        value.as_str().map_or_else(|| if value.is_null() { "?".to_owned() } else { value.to_string() }, str::to_owned)
+    };
     output.text(&format!(
         "{}  {}  PostgreSQL {}{primary}  timeline {}  system {}",
         text(cluster, "name"),
@@ -96,7 +102,10 @@ fn screen(output: &Output, cluster: &Value, now: DateTime<Utc>) {
     if let Some(failover) = cluster["failovers"].as_array().and_then(|failovers| failovers.last()) {
         let host = |name: &str| failover[name].as_str().unwrap_or("?").to_owned();
         let loss = if failover["gap"] == true { "with a gap" } else { "no loss" };
-        line("Failover", format!("{} {} -> {} at {} ({loss})", shown(&failover["at"]), host("from"), host("to"), host("lsn")));
+        line(
+            "Failover",
+            format!("{} {} -> {} at {} ({loss})", shown(&failover["at"]), host("from"), host("to"), host("lsn")),
+        );
     }
     for reason in cluster["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         line("", output.paint(color, &format!("! {reason}")));
@@ -112,7 +121,12 @@ fn recoverable(window: &Value, now: DateTime<Utc>) -> String {
         gaps => format!("   {gaps} gap(s), see `pgvault window`"),
     };
     let length = seconds((to - from).num_seconds());
-    format!("{}  ->  {}   ({length}, ends {}){gaps}", shown(&window["from"]), shown(&window["to"]), ago(&window["to"], now))
+    format!(
+        "{}  ->  {}   ({length}, ends {}){gaps}",
+        shown(&window["from"]),
+        shown(&window["to"]),
+        ago(&window["to"], now)
+    )
 }
 
 fn wal(wal: &Value) -> String {

@@ -18,7 +18,10 @@ use crate::wal_fetch::{self, FetchLimits, FetchOutcome, FetchRequest, NoLocalSou
 
 /// The restore_command: 0 found, 1 authoritatively absent, 255 anything else.
 pub(super) async fn fetch(context: &Context, args: &WalFetch) -> Ended {
-    let file = args.file.parse().map_err(|error: wal_fetch::InvalidFetchName| Error::new(ErrorCode::Usage, error.to_string()))?;
+    let file = args
+        .file
+        .parse()
+        .map_err(|error: wal_fetch::InvalidFetchName| Error::new(ErrorCode::Usage, error.to_string()))?;
     let config = context.config()?;
     let of = OfCluster { name: Some(args.name.clone()) };
     let cluster = context.cluster(&config, &of)?;
@@ -98,7 +101,8 @@ pub(super) async fn switch(context: &Context, of: &OfCluster) -> Ended {
     let config = context.config()?;
     let cluster = context.cluster(&config, of)?;
     let doing = format!("cannot switch WAL of {}", cluster.name);
-    let session = sql::connect(&open::connect_options(&config, &cluster)?).await.map_err(|error| error.explain(doing.clone()))?;
+    let session =
+        sql::connect(&open::connect_options(&config, &cluster)?).await.map_err(|error| error.explain(doing.clone()))?;
     let lsn = session.switch_wal().await.map_err(|error| error.explain(doing.clone()))?.ok_or_else(|| {
         Error::new(ErrorCode::NoReplicationRight, doing)
             .because("the role may not call pg_switch_wal()")

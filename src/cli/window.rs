@@ -42,8 +42,9 @@ pub(super) async fn run(context: &Context, args: &Window) -> Ended {
 }
 
 pub(super) fn to_value(document: &impl serde::Serialize) -> Result<Value> {
-    serde_json::to_value(document)
-        .map_err(|error| Error::new(ErrorCode::Unclassified, "internal error: a document cannot be written").because(error))
+    serde_json::to_value(document).map_err(|error| {
+        Error::new(ErrorCode::Unclassified, "internal error: a document cannot be written").because(error)
+    })
 }
 
 fn screen(output: &Output, document: &Value) {
@@ -65,11 +66,24 @@ fn screen(output: &Output, document: &Value) {
         output.table(&["FROM", "LSN", "TL", "TO", "LSN", "TL", "FIRST BACKUP"], rows.collect());
     }
     for gap in document["gaps"].as_array().into_iter().flatten() {
-        let line = format!("gap on timeline {}: {} .. {}  {}", gap["timeline"], text(&gap["from_lsn"]), text(&gap["to_lsn"]), text(&gap["reason"]));
+        let line = format!(
+            "gap on timeline {}: {} .. {}  {}",
+            gap["timeline"],
+            text(&gap["from_lsn"]),
+            text(&gap["to_lsn"]),
+            text(&gap["reason"])
+        );
         output.text(&output.paint(Color::Yellow, &line));
     }
-    for timeline in document["timelines"].as_array().into_iter().flatten().filter(|timeline| !timeline["parent"].is_null()) {
-        output.text(&format!("timeline {} forked from {} at {}", timeline["timeline"], timeline["parent"], text(&timeline["switch_lsn"])));
+    for timeline in
+        document["timelines"].as_array().into_iter().flatten().filter(|timeline| !timeline["parent"].is_null())
+    {
+        output.text(&format!(
+            "timeline {} forked from {} at {}",
+            timeline["timeline"],
+            timeline["parent"],
+            text(&timeline["switch_lsn"])
+        ));
     }
     let at = &document["at"];
     if at.is_null() {
@@ -77,10 +91,19 @@ fn screen(output: &Output, document: &Value) {
     }
     let time = at["time"].as_str().unwrap_or("?");
     if at["reachable"] == true {
-        output.text(&output.paint(Color::Green, &format!("{time} can be recovered, from backup {}", text(&at["backup"]))));
-        for (name, commit) in [("last commit before", &at["commit_before"]), ("first commit after", &at["commit_after"])] {
+        output.text(
+            &output.paint(Color::Green, &format!("{time} can be recovered, from backup {}", text(&at["backup"]))),
+        );
+        for (name, commit) in
+            [("last commit before", &at["commit_before"]), ("first commit after", &at["commit_after"])]
+        {
             if !commit.is_null() {
-                output.text(&format!("  {name}: {} at {}, transaction {}", shown(&commit["time"]), text(&commit["lsn"]), commit["xid"]));
+                output.text(&format!(
+                    "  {name}: {} at {}, transaction {}",
+                    shown(&commit["time"]),
+                    text(&commit["lsn"]),
+                    commit["xid"]
+                ));
             }
         }
     } else {
