@@ -12,6 +12,7 @@ missing=()
 need zstd zstd
 need openssl openssl
 need setpriv util-linux
+need strace strace
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" != 0 ]; then

@@ -10,6 +10,7 @@ mod commits_are_found;
 mod format_is_readable;
 mod fuzz_short;
 mod layering;
+mod local_store_survives;
 mod primary_connects;
 mod receive;
 mod s3_misbehaves;

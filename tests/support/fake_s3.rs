@@ -295,14 +295,16 @@ impl Service {
         }
     }
 
+    fn holds(&self, key: &str) -> bool {
+        self.state.lock().unwrap().objects.contains_key(key)
+    }
+
     async fn store(&self, key: &str, headers: &HeaderMap, body: Bytes, wrong: Option<&Wrong>) -> Response {
         let conditional = headers.contains_key("if-none-match");
         match self.conditions {
             Conditions::Unknown if conditional => return error(501, "NotImplemented", "put"),
-            Conditions::Atomic | Conditions::Raced if conditional => {
-                if self.state.lock().unwrap().objects.contains_key(key) {
-                    return error(412, "PreconditionFailed", "put");
-                }
+            Conditions::Atomic | Conditions::Raced if conditional && self.holds(key) => {
+                return error(412, "PreconditionFailed", "put");
             }
             _ => {}
         }
