@@ -10,8 +10,10 @@ local directory; copy a bucket down first (`aws s3 sync s3://bucket/prefix DIR`)
     read_repository.py DIR restore CLUSTER BACKUP TARGET         the files of a base backup, into an empty directory
     read_repository.py DIR verify                                reads everything and checks every checksum
 
-Every checksum that is on the way is checked (BLAKE3 only where the module `blake3` is there); anything wrong ends the program
-with exit code 1. A restored backup is a data directory: give it a restore_command that calls `wal` and a recovery.signal.
+Every checksum that is on the way is checked (BLAKE3 only where the module `blake3` is there). Exit codes: 0 done; 1 what was
+asked for is not in the repository, or `verify` found damage; 255 anything else, damage above all. So `wal` can be a
+restore_command: PostgreSQL takes 1 for the end of the WAL, and stops with an error at 255. A restored backup is a data
+directory that needs recovery: give it that restore_command and a recovery.signal before its first start.
 """
 
 import argparse
@@ -40,12 +42,20 @@ class Damaged(Exception):
     """Stored bytes are not what they must be."""
 
 
+class Absent(Exception):
+    """What was asked for is not there."""
+
+
+class Refused(Exception):
+    """Nothing was done."""
+
+
 # --- zstd ---------------------------------------------------------------------------------------------------------------
 
 
 def zstd_by_command(frames):
     if shutil.which("zstd") is None:
-        raise SystemExit("zstd is needed: install the command zstd, or the Python module zstandard")
+        raise Refused("zstd is needed: install the command zstd, or the Python module zstandard")
     done = subprocess.run(["zstd", "-dcq", "--no-progress"], input=frames, capture_output=True, check=False)
     if done.returncode != 0:
         raise Damaged("zstd: " + done.stderr.decode(errors="replace").strip())
@@ -198,7 +208,7 @@ class Repository:
         self.root = pathlib.Path(root)
         marker = self.root / "pgvault-repository.json"
         if not marker.exists():
-            raise SystemExit(f"{self.root} is no pgvault repository: it has no {marker.name}")
+            raise Refused(f"{self.root} is no pgvault repository: it has no {marker.name}")
         self.marker = sealed(marker, "repository")
 
     def clusters(self):
@@ -211,7 +221,7 @@ class Repository:
         """Oldest first."""
         folder = self.root / cluster
         if not folder.is_dir():
-            raise SystemExit(f"no cluster {cluster} in {self.root}")
+            raise Refused(f"no cluster {cluster} in {self.root}")
         found = [Lineage(child) for child in folder.iterdir() if LINEAGE.match(child.name)]
         return sorted(found, key=lambda lineage: (lineage.document["created_at"], lineage.number))
 
@@ -314,7 +324,7 @@ class Backup:
         self.folder = lineage.folder / "backups" / name
         path = self.folder / "manifest"
         if not path.exists():
-            raise SystemExit(f"no backup {name} in {lineage.folder}")
+            raise Absent(f"no backup {name} in {lineage.folder}")
         self.manifest = sealed(path, "backup")
         for member in ("cluster", "lineage", "system_identifier"):
             need(self.manifest[member] == lineage.document[member], f"{path}: its {member} is {self.manifest[member]}")
@@ -441,7 +451,7 @@ def command_wal(repository, arguments):
                 return
             continue
         if not SEGMENT.match(name):
-            raise SystemExit(f"{name} is neither a WAL segment nor a history file")
+            raise Refused(f"{name} is neither a WAL segment nor a history file")
         lineage.refuse_encrypted(lineage.segment_path(name))
         if lineage.segment_path(name).exists():
             write_out(arguments.out, lineage.segment(name))
@@ -450,7 +460,7 @@ def command_wal(repository, arguments):
         if tail:
             write_out(arguments.out, tail[0])
             return
-    raise SystemExit(f"{name} is not in the repository")
+    raise Absent(f"{name} is not in the repository")
 
 
 def write_out(path, data):
@@ -468,12 +478,12 @@ def command_restore(repository, arguments):
         if arguments.backup in lineage.backups():
             break
     else:
-        raise SystemExit(f"no backup {arguments.backup} of {arguments.cluster}")
+        raise Absent(f"no backup {arguments.backup} of {arguments.cluster}")
     backup = lineage.backup(arguments.backup)
     target = os.fsencode(arguments.target)
     os.makedirs(target, mode=0o700, exist_ok=True)
     if os.listdir(target):
-        raise SystemExit(f"{arguments.target} is not empty")
+        raise Refused(f"{arguments.target} is not empty")
     os.chmod(target, 0o700)
     make_tablespaces(backup, target)
     control, directories = None, []
@@ -499,7 +509,7 @@ def make_tablespaces(backup, target):
         path = name_of(tablespace)
         os.makedirs(path, mode=0o700, exist_ok=True)
         if os.listdir(path):
-            raise SystemExit(f"tablespace {os.fsdecode(path)} is not empty")
+            raise Refused(f"tablespace {os.fsdecode(path)} is not empty")
         os.makedirs(os.path.join(target, b"pg_tblspc"), exist_ok=True)
         os.symlink(path, os.path.join(target, b"pg_tblspc", str(tablespace["oid"]).encode()))
 
@@ -555,7 +565,7 @@ def command_verify(repository, _arguments):
                 check(f"backup {name}", lambda name=name: verify_backup(lineage, name))
     print(f"{counted} objects, {problems} damaged")
     if problems:
-        raise SystemExit(1)
+        sys.exit(1)
 
 
 def verify_pack(path):
@@ -610,11 +620,18 @@ def main():
     restore.add_argument("target")
     restore.set_defaults(run=command_restore)
     commands.add_parser("verify").set_defaults(run=command_verify)
-    arguments = parser.parse_args()
+    try:
+        arguments = parser.parse_args()
+    except SystemExit as error:
+        sys.exit(255 if error.code else 0)
     try:
         arguments.run(Repository(arguments.repository), arguments)
-    except Damaged as error:
-        raise SystemExit(f"damaged: {error}") from error
+    except Absent as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:  # Whatever it is: 1 would tell PostgreSQL that the WAL ends here.
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(255)
 
 
 if __name__ == "__main__":

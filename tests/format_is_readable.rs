@@ -5,11 +5,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use wal::{SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId};
+use pgvault::backup::{BackupDeps, BackupProgress, BackupRequest, ProgressSender, WalProgress, take};
+use pgvault::clock::SystemClock;
+use pgvault::error::Error;
+use pgvault::primary::{CheckpointMode, ConnectOptions, Conninfo, Environment};
+use pgvault::repository::layout::{LineageObject, MarkKind};
+use pgvault::repository::{LineageRepository, MarkDocument};
+use tokio_util::sync::CancellationToken;
+use wal::{PgTime, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
-use crate::support::pg::{PgNode, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, test_dir};
 use crate::support::{stored_wal, wal_truth};
 
 fn reader(repository: &Path, arguments: &[&str]) -> Output {
@@ -94,7 +101,7 @@ async fn real_wal_comes_back_byte_for_byte() {
         assert!(fs::read(&out).unwrap() == expected, "{name} differs");
         // And by the means of any machine.
         if index < whole {
-            let path = lineage.keys().key(&pgvault::repository::layout::LineageObject::Segment(wal.name(index as u64)));
+            let path = lineage.keys().key(&LineageObject::Segment(wal.name(index as u64)));
             let plain =
                 Command::new("zstd").args(["-dcq"]).arg(repository.join(path.as_str())).output().unwrap().stdout;
             assert!(plain == expected, "{name} differs when read with zstd -d");
@@ -106,6 +113,142 @@ async fn real_wal_comes_back_byte_for_byte() {
     assert_eq!(missing.status.code(), Some(1));
     let verified = read(&repository, &["verify"]);
     assert!(verified.trim_end().ends_with("0 damaged"), "{verified}");
+}
+
+/// A server with a tablespace, and a backup of it in a repository that the servers' user can read.
+struct BackedUp {
+    node: PgNode,
+    repository: PathBuf,
+    lineage: LineageRepository,
+    backup: String,
+    tablespace: PathBuf,
+}
+
+impl BackedUp {
+    async fn new(dir: &Path, major: u32) -> Self {
+        let tablespace = dir.join("fast");
+        fs::create_dir(&tablespace).unwrap();
+        give_to_server_user(&tablespace);
+        let settings = [("wal_keep_size", "1GB"), ("wal_recycle", "off")];
+        let mut node = PgNode::init(dir, "node", major, &["--wal-segsize=1", "--data-checksums"], &settings);
+        node.start();
+        node.sql(&format!("CREATE TABLESPACE fast LOCATION '{}'", tablespace.display()));
+        node.sql("CREATE TABLE t AS SELECT g, md5(g::text) m FROM generate_series(1, 30000) g");
+        node.sql("CREATE TABLE u TABLESPACE fast AS SELECT * FROM t WHERE g % 3 = 0");
+        let repository = dir.join("repository");
+        let first = wal_truth::segment_names(&node.data.join("pg_wal"))[0];
+        let first = fs::read(node.data.join("pg_wal").join(first.to_string())).unwrap();
+        let lineage = stored_wal::lineage(stored_wal::local(&repository).await, &first, major).await;
+        let server = ConnectOptions::new(Conninfo::parse(&node.conninfo(), &Environment::default()).unwrap(), "test");
+        let deps = BackupDeps {
+            server: &server,
+            repository: &lineage,
+            index_file: None,
+            wal: &NoWal,
+            clock: &SystemClock,
+            random: 0x1234,
+            cancel: &CancellationToken::new(),
+        };
+        let request = BackupRequest { checkpoint: CheckpointMode::Fast, ..BackupRequest::default() };
+        let taken = take(&request, &deps, &ProgressSender::new(BackupProgress::default())).await;
+        let manifest = taken.unwrap_or_else(|error| panic!("{error}"));
+        let document = MarkDocument {
+            what: MarkKind::Keep,
+            at: PgTime::from_micros(1),
+            by: "test".to_owned(),
+            note: String::new(),
+        };
+        lineage.put_mark(&manifest.id, &document).await.unwrap();
+        Self { node, repository, lineage, backup: manifest.id.to_string(), tablespace }
+    }
+
+    /// Stops the server and stores all of its WAL.
+    async fn store_wal(&mut self) {
+        assert!(self.node.stop("fast", Duration::from_secs(60)));
+        let size = self.lineage.segment_size();
+        let (first, bytes) = wal_truth::all_wal(&self.node.data.join("pg_wal"), size);
+        let start = first.number(size).unwrap().start(size);
+        let end = stored_wal::read(&bytes, size, start).end;
+        stored_wal::store(&self.lineage, TimelineId::FIRST, start, &bytes, end, 50_000).await;
+    }
+}
+
+struct NoWal;
+
+#[async_trait::async_trait]
+impl WalProgress for NoWal {
+    async fn wait_until_stored(&self, range: WalRange) -> Result<(), Error> {
+        panic!("nobody waits for {range:?} here")
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_is_restored_and_recovered_without_pgvault() {
+    let dir = test_dir();
+    let mut source = BackedUp::new(dir.path(), 17).await;
+    source.node.sql("INSERT INTO u SELECT g, 'after the backup' FROM generate_series(30001, 31000) g");
+    let question = "SELECT count(*), sum(g), md5(string_agg(m, '' ORDER BY g)) FROM (TABLE t UNION ALL TABLE u) x";
+    let expected = source.node.sql(question);
+    source.store_wal().await;
+    // The source and its disk are gone.
+    fs::rename(&source.tablespace, dir.path().join("fast.gone")).unwrap();
+
+    let repository = &source.repository;
+    let listed = read(repository, &["list"]);
+    assert!(listed.contains(&format!("backup {}", source.backup)) && listed.contains(" keep"), "{listed}");
+    let verified = read(repository, &["verify"]);
+    assert!(verified.trim_end().ends_with(" 0 damaged"), "{verified}");
+
+    let restored = PgNode::at(dir.path(), "restored", 17);
+    read(repository, &["restore", "main", &source.backup, restored.data.to_str().unwrap()]);
+    let refused = reader(repository, &["restore", "main", &source.backup, restored.data.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(255), "a directory that is not empty must be refused");
+    let script = dir.path().join("read_repository.py");
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/read_repository.py"), &script).unwrap();
+    let command = format!("python3 -B {} {} wal main %f %p", script.display(), repository.display());
+    restored.configure(&[("restore_command", &command), ("recovery_target_timeline", "current")]);
+    fs::write(restored.data.join("recovery.signal"), "").unwrap();
+    for path in [&restored.data, &source.tablespace, repository, &script] {
+        give_to_server_user(path);
+    }
+    let mut restored = restored;
+    restored.start();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while restored.sql("SELECT pg_is_in_recovery()") != "f" {
+        assert!(Instant::now() < deadline, "never promoted:\n{}", restored.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(restored.sql(question), expected);
+}
+
+#[tokio::test]
+async fn damage_of_a_backup_is_found_without_pgvault() {
+    let dir = test_dir();
+    let source = BackedUp::new(dir.path(), 16).await;
+    let below = source.repository.join(source.lineage.keys().prefix()).join("backups").join(&source.backup);
+    let pick = |folder: PathBuf, part: &str| {
+        files_below(&folder).into_iter().find(|file| file.to_str().unwrap().contains(part)).unwrap()
+    };
+    let packs = source.repository.join("main/packs");
+    for object in [
+        pick(below.clone(), "manifest"),
+        pick(below.clone(), "files/"),
+        pick(below.clone(), "marks/"),
+        pick(packs, "packs/"),
+    ] {
+        let good = fs::read(&object).unwrap();
+        let mut flipped = good.clone();
+        flipped[good.len() / 2] ^= 4;
+        for (what, bytes) in [("flipped", flipped), ("cut", good[..good.len() - 1].to_vec())] {
+            fs::write(&object, bytes).unwrap();
+            let verified = reader(&source.repository, &["verify"]);
+            assert_eq!(verified.status.code(), Some(1), "{} {what}", object.display());
+            assert!(String::from_utf8_lossy(&verified.stdout).contains("damaged: "));
+        }
+        fs::write(&object, good).unwrap();
+    }
+    let verified = read(&source.repository, &["verify"]);
+    assert!(verified.trim_end().ends_with(" 0 damaged"), "{verified}");
 }
 
 #[tokio::test]
