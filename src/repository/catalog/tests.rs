@@ -196,3 +196,23 @@ async fn the_inventory_lists_every_object_by_what_it_is() {
     assert!(backup.committed);
     assert_eq!((backup.marks.len(), backup.objects.len()), (1, 2));
 }
+
+#[tokio::test]
+async fn everything_can_be_awaited_from_any_thread() {
+    fn is_send<T: Send>(_: &T) {}
+    let lineage = lineage(Arc::new(MemoryStorage::new())).await;
+    let cluster = lineage.repository().cluster(lineage.cluster());
+    let server = crate::repository::test_wal::identity(crate::repository::test_wal::root());
+    let (meta, index) = (meta(1, 5), XactIndex::start(None));
+    let mut sink = Vec::new();
+    is_send(&cluster.lineages());
+    is_send(&cluster.lineage_for(&server, false, PgTime::from_micros(0)));
+    is_send(&lineage.catalog());
+    is_send(&lineage.histories());
+    is_send(&lineage.put_history(timeline(2), b""));
+    is_send(&lineage.put_segment(&meta, &index, PlainSource::Bytes(Bytes::new())));
+    is_send(&lineage.put_tail(&meta, Lsn::new(0), Bytes::new(), &index));
+    is_send(&lineage.fetch_segment(meta.name, &mut sink));
+    is_send(&lineage.fetch_tail(meta.name));
+    is_send(&lineage.put_mark(&id(1), &mark(MarkKind::Keep)));
+}

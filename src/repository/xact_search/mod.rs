@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use recovery::{Answer, Branch, Catalog, Question};
 use tokio::sync::Mutex;
-use wal::{SegmentNumber, TimelineId, XactIndex};
+use wal::{SegmentName, SegmentNumber, TimelineId, XactIndex};
 
-use crate::repository::{LineageRepository, RepositoryResult};
+use crate::repository::{LineageRepository, RepositoryResult, TailChain};
 
 /// The stored WAL on the way to one timeline, as a catalog tells it.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub struct WalSearch<'a> {
     branch: Branch<'a>,
     /// Indexes that no header has: of tails, and of segments of which only a part belongs to the branch.
     indexes: Mutex<HashMap<SegmentNumber, XactIndex>>,
+    /// The tails of incomplete segments, listed once.
+    chains: Mutex<HashMap<SegmentName, Option<TailChain>>>,
     /// A remembered header was not that of the stored object.
     cache_was_wrong: AtomicBool,
 }
@@ -56,7 +58,8 @@ impl<'a> WalSearch<'a> {
             lineage,
             catalog,
             branch: Branch::new(catalog, branch),
-            indexes: Mutex::new(HashMap::new()),
+            indexes: Mutex::default(),
+            chains: Mutex::default(),
             cache_was_wrong: AtomicBool::new(false),
         }
     }

@@ -132,8 +132,13 @@ impl WalSearch<'_> {
 
     /// The tails of a segment; none when the segment was completed since the catalog was read, and its tails are gone.
     async fn chain(&self, source: &Source) -> RepositoryResult<Option<TailChain>> {
-        let chain = self.lineage.tail_chain(source.name).await?;
-        Ok(chain.filter(|chain| chain.end >= source.end))
+        let mut chains = self.chains.lock().await;
+        if let Some(known) = chains.get(&source.name) {
+            return Ok(known.clone());
+        }
+        let chain = self.lineage.tail_chain(source.name).await?.filter(|chain| chain.end >= source.end);
+        chains.insert(source.name, chain.clone());
+        Ok(chain)
     }
 
     async fn index_of_chain(&self, chain: &TailChain) -> RepositoryResult<XactIndex> {
