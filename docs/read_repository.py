@@ -17,6 +17,7 @@ directory that needs recovery: give it that restore_command and a recovery.signa
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ SKIPPABLE = bytes.fromhex("502A4D18")
 LINEAGE = re.compile(r"[0-9]+-[1-9][0-9]*\Z")
 SEGMENT = re.compile(r"[0-9A-F]{24}\Z")
 PIECE = re.compile(r"([0-9A-F]{16})-([0-9A-F]{16})\.zst\Z")
+SEAL_LENGTH = len('{"sha256":""}\n') + 64
 # How much plaintext is decompressed at a time.
 BATCH = 64 << 20
 
@@ -92,6 +94,7 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
+@functools.cache
 def crc32c_tables():
     """Castagnoli, for one byte and for two bytes at a time."""
     one = []
@@ -106,21 +109,18 @@ def crc32c_tables():
     return one, two
 
 
-CRC_BYTE, CRC_WORD = crc32c_tables()
-
-
 def crc32c(data, crc=0):
     """CRC-32C of `data`, going on from `crc`."""
     crc ^= 0xFFFFFFFF
+    of_byte, of_word = crc32c_tables()
     even = len(data) & ~1
     words = array("H", bytes(data[:even]))
     if sys.byteorder == "big":
         words.byteswap()
-    table = CRC_WORD
     for word in words:
-        crc = table[(crc ^ word) & 0xFFFF] ^ crc >> 16
+        crc = of_word[(crc ^ word) & 0xFFFF] ^ crc >> 16
     for byte in data[even:]:
-        crc = CRC_BYTE[(crc ^ byte) & 255] ^ crc >> 8
+        crc = of_byte[(crc ^ byte) & 255] ^ crc >> 8
     return crc ^ 0xFFFFFFFF
 
 
@@ -152,13 +152,9 @@ def readable(document):
 def sealed(path, kind):
     """A sealed document: JSON, then a line with the SHA-256 of everything before that line."""
     data = path.read_bytes()
-    cut = data.rstrip(b"\n").rfind(b"\n") + 1
-    need(cut > 0, f"{path}: no checksum line")
-    try:
-        seal = json.loads(data[cut:])
-    except ValueError as error:
-        raise Damaged(f"{path}: {error}") from error
-    need(seal == {"sha256": sha256(data[:cut])}, f"{path}: wrong checksum")
+    cut = max(len(data) - SEAL_LENGTH, 0)
+    need(data[:cut].endswith(b"\n"), f"{path}: no checksum line")
+    need(data[cut:] == f'{{"sha256":"{sha256(data[:cut])}"}}\n'.encode(), f"{path}: wrong checksum")
     document = readable(json.loads(data[:cut]))
     need(document["kind"] == kind, f"{path}: a document of kind {document['kind']}, not {kind}")
     return document
@@ -354,21 +350,19 @@ class Backup:
     def pack_path(self, index):
         return self.lineage.folder.parent / "packs" / self.packs[index]
 
-    def content(self, entry):
-        """The content of one file, in pieces."""
-        size, chunk_size = 0, self.manifest["chunk_size"]
-        for batch in batches(entry["chunks"]):
-            frames, plain_length = bytearray(), 0
-            for pack, offset, stored, plain, _, *patch in batch:
-                need(not patch, "it is a page patch, which this reader does not know")
+    def contents(self):
+        """Everything in the file table with its content: (entry, piece, whether it is the entry's last piece)."""
+        for batch in batches(self.entries()):
+            frames, length = bytearray(), 0
+            for _, (pack, offset, stored, plain, _, *patch), _ in batch:
+                need(not patch, "a chunk is a page patch, which this reader does not know")
                 if pack >= 0:
                     frames += read_at(self.pack_path(pack), offset, stored)
-                    plain_length += plain
+                    length += plain
             content = decompress(bytes(frames)) if frames else b""
-            need(len(content) == plain_length, f"{len(content)} bytes of chunks in place of {plain_length}")
+            need(len(content) == length, f"{len(content)} bytes of chunks in place of {length}")
             position = 0
-            for pack, _, _, plain, blake3, *_ in batch:
-                need(size % chunk_size == 0 and plain <= chunk_size, "its chunks do not lie at their offsets")
+            for entry, (pack, _, _, plain, blake3, *_), last in batch:
                 if pack < 0:
                     piece = bytes(plain)
                 else:
@@ -376,22 +370,37 @@ class Backup:
                     position += plain
                     found = blake3_of(piece)
                     need(found is None or found == blake3, f"chunk {blake3} holds other bytes")
-                size += plain
-                yield piece
-        need(size == entry["size"], f"{size} bytes in place of {entry['size']}")
+                yield entry, piece, last
 
 
-def batches(chunks):
-    """Runs of chunks of a bounded amount of plaintext."""
+def batches(entries):
+    """All chunks of all entries, in runs of a bounded amount of plaintext: [(entry, chunk, whether it is the last)]."""
     batch, size = [], 0
-    for chunk in chunks:
-        if batch and size + chunk[3] > BATCH:
-            yield batch
-            batch, size = [], 0
-        batch.append(chunk)
-        size += chunk[3]
-    if batch:
-        yield batch
+    for entry in entries:
+        chunks = entry.get("chunks") or [[-1, 0, 0, 0, ""]]
+        for number, chunk in enumerate(chunks, 1):
+            if size + chunk[3] > BATCH:
+                yield batch
+                batch, size = [], 0
+            batch.append((entry, chunk, number == len(chunks)))
+            size += chunk[3]
+    yield batch
+
+
+class Check:
+    """Adds up the content of one file as its pieces come."""
+
+    def __init__(self, entry, chunk_size):
+        self.entry, self.chunk_size, self.size, self.crc = entry, chunk_size, 0, 0
+
+    def add(self, piece, last):
+        name = os.fsdecode(name_of(self.entry))
+        need(self.size % self.chunk_size == 0 and len(piece) <= self.chunk_size, f"{name}: chunks not at their offsets")
+        self.size += len(piece)
+        self.crc = crc32c(piece, self.crc)
+        if last:
+            need(self.size == self.entry["size"], f"{name}: {self.size} bytes in place of {self.entry['size']}")
+            need(f"{self.crc:08x}" == self.entry["crc32c"], f"{name}: wrong CRC-32C")
 
 
 def read_at(path, offset, length):
@@ -486,21 +495,33 @@ def command_restore(repository, arguments):
         raise Refused(f"{arguments.target} is not empty")
     os.chmod(target, 0o700)
     make_tablespaces(backup, target)
-    control, directories = None, []
-    for entry in backup.entries():
+    directories, control, check, file = [], [], None, None
+    for entry, piece, last in backup.contents():
         path = inside(target, name_of(entry))
         if entry["type"] == "dir":
             os.makedirs(path, exist_ok=True)
-            directories.append((path, entry))
-        elif name_of(entry) == b"global/pg_control":
-            control = (path, entry)
+            directories.append((path, entry["mode"]))
+            continue
+        check = check or Check(entry, backup.manifest["chunk_size"])
+        check.add(piece, last)
+        if name_of(entry) == b"global/pg_control":
+            control.append((path, entry, piece))
         else:
-            restore_file(backup, path, entry)
-    for path, entry in directories:
-        os.chmod(path, entry["mode"])
+            file = file or create(path)
+            file.write(piece)
+        if last:
+            check = None
+        if last and file:
+            finish(file, path, entry)
+            file = None
+    for path, mode in directories:
+        os.chmod(path, mode)
     # Last of all: without it no server starts, so a half-done restore can never be used.
-    need(control is not None, "the backup has no global/pg_control")
-    restore_file(backup, *control)
+    need(len(control) == 1, "the backup has no global/pg_control")
+    path, entry, content = control[0]
+    file = create(path)
+    file.write(content)
+    finish(file, path, entry)
 
 
 def make_tablespaces(backup, target):
@@ -520,25 +541,17 @@ def inside(target, path):
     return os.path.join(target, *parts)
 
 
-def restore_file(backup, path, entry):
+def create(path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "xb") as file:
-        check_content(backup, entry, file.write)
-        file.flush()
-        os.fsync(file.fileno())
+    return open(path, "xb")
+
+
+def finish(file, path, entry):
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
     os.chmod(path, entry["mode"])
     os.utime(path, (entry["mtime"], entry["mtime"]))
-
-
-def check_content(backup, entry, sink):
-    crc = 0
-    try:
-        for piece in backup.content(entry):
-            crc = crc32c(piece, crc)
-            sink(piece)
-        need(f"{crc:08x}" == entry["crc32c"], "wrong CRC-32C")
-    except Damaged as error:
-        raise Damaged(f"{os.fsdecode(name_of(entry))}: {error}") from error
 
 
 def command_verify(repository, _arguments):
@@ -591,11 +604,13 @@ def verify_backup(lineage, name):
     backup = lineage.backup(name)
     lineage.marks(name)
     backup.postgres_manifest()
-    files = size = 0
-    for entry in backup.entries():
+    files, size, check = 0, 0, None
+    for entry, piece, last in backup.contents():
         if entry["type"] == "file":
-            check_content(backup, entry, lambda piece: None)
-            files, size = files + 1, size + entry["size"]
+            check = check or Check(entry, backup.manifest["chunk_size"])
+            check.add(piece, last)
+        if entry["type"] == "file" and last:
+            files, size, check = files + 1, size + entry["size"], None
     manifest = backup.manifest
     need(files == manifest["files"], f"{files} files in place of {manifest['files']}")
     need(size == manifest["size_bytes"], f"{size} bytes in place of {manifest['size_bytes']}")
