@@ -6,7 +6,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use wal::{Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId, TimelinePath, WalEvent};
+use wal::{
+    Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId, TimelinePath, WalEvent, WalReader,
+    XactIndex,
+};
 
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::{wal_truth, waldump};
@@ -156,6 +159,24 @@ fn a_promotion_is_read_through_along_the_path_of_the_new_timeline() {
     let of_new_timeline = fs::read(pg_wal.join(SegmentName::new(second, of_switch, size).to_string())).unwrap();
     let header = wal::read_segment_header(&of_new_timeline).unwrap();
     assert_eq!(header.timeline, TimelineId::FIRST, "the pages before the switch are copies of the parent's");
+}
+
+/// How fast a real server's WAL is read: `cargo test --release --test suite how_fast -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement, not a check"]
+fn how_fast_the_wal_of_a_busy_server_is_read() {
+    let dir = test_dir();
+    let node = node_with_busy_past(dir.path(), 17, 16);
+    let (first, bytes) = wal_truth::all_wal(&node.data.join("pg_wal"), SegmentSize::DEFAULT);
+    let start = first.number(SegmentSize::DEFAULT).unwrap().start(SegmentSize::DEFAULT);
+    let began = Instant::now();
+    let mut reader = WalReader::new(SegmentSize::DEFAULT, start);
+    let mut index = XactIndex::start(None);
+    for piece in bytes.chunks(128 << 10) {
+        reader.push(piece, &mut |event| index.record(&event)).unwrap();
+    }
+    let valid = reader.valid_end().bytes_since(start) as f64;
+    println!("{:.0} MB/s, {} transaction ends", valid / 1e6 / began.elapsed().as_secs_f64(), index.commits);
 }
 
 /// A server, stopped cleanly, in whose WAL there is everything that the reader tells of.

@@ -465,26 +465,3 @@ proptest! {
         prop_assert!(reader.valid_end() <= reader.position());
     }
 }
-
-/// How fast records are read: `cargo test -p wal --release speed -- --ignored --nocapture`.
-#[test]
-#[ignore = "a measurement, not a check"]
-#[expect(clippy::disallowed_methods, clippy::disallowed_macros, clippy::print_stdout, reason = "a measurement tells")]
-fn speed() {
-    for (name, length) in [("records of 60 bytes", 10), ("records of 200 bytes", 170), ("full pages", 8200)] {
-        let mut wal = builder();
-        while wal.position().bytes_since(start()) < 64 << 20 {
-            wal.filler(length);
-            wal.commit(1, PgTime::from_micros(1));
-        }
-        let bytes = wal.bytes();
-        let began = std::time::Instant::now();
-        let mut reader = WalReader::new(size(), start());
-        let mut index = crate::XactIndex::start(None);
-        for piece in bytes.chunks(128 << 10) {
-            reader.push(piece, &mut |event| index.record(&event)).unwrap();
-        }
-        let seconds = began.elapsed().as_secs_f64();
-        println!("{name}: {:.0} MB/s, {} commits", bytes.len() as f64 / 1e6 / seconds, index.commits);
-    }
-}
