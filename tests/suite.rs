@@ -11,6 +11,7 @@ mod format_is_readable;
 mod fuzz_short;
 mod layering;
 mod local_store_survives;
+mod oracle_is_sharp;
 mod primary_connects;
 mod receive;
 mod s3_misbehaves;

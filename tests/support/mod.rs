@@ -6,12 +6,17 @@
 
 pub mod fake_s3;
 pub mod fuzz_targets;
+pub mod ledger;
 pub mod mutate;
+pub mod oracle;
 pub mod pg;
 pub mod pgvault;
+pub mod plain_restore;
 pub mod proxy;
+pub mod receivewal;
 pub mod s3;
 pub mod stored_wal;
+pub mod truth;
 pub mod vault;
 pub mod wal_truth;
 pub mod waldump;
