@@ -134,6 +134,8 @@ fn a_restore_that_went_too_far_is_rejected() {
     assert!(verdict.faults.iter().any(|fault| matches!(fault, Fault::Digest { .. })), "{verdict}");
 }
 
+type Expected = fn(&[Fault]) -> bool;
+
 #[test]
 fn damage_inside_a_restore_is_rejected() {
     let past = Past::get();
@@ -141,7 +143,7 @@ fn damage_inside_a_restore_is_rejected() {
     let node = past.restore("damaged", &target);
     past.oracle.check(&node, &target).assert_exact();
     let last = "SELECT max(seq) FROM ledger WHERE worker = 2";
-    let cases: [(&str, &str, &str, fn(&[Fault]) -> bool); 8] = [
+    let cases: [(&str, &str, &str, Expected); 8] = [
         (
             "the last row is gone",
             "CREATE TABLE kept AS SELECT * FROM ledger; DELETE FROM ledger WHERE worker = 2 AND seq = (@last)",

@@ -7,11 +7,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
+use tokio::sync::RwLock;
 use tokio_postgres::{Client, NoTls};
 use wal::Lsn;
 
@@ -156,7 +157,7 @@ impl Load {
 
     /// Holds all writers for a moment, and marks the moment with a restore point.
     pub fn barrier(&self, node: &PgNode, name: &str) -> Barrier {
-        let held = self.shared.gate.write().unwrap();
+        let held = self.shared.gate.blocking_write();
         let digest = digest(node);
         let lsn = node.sql(&format!("SELECT pg_create_restore_point('{name}')")).parse().unwrap();
         drop(held);
@@ -211,7 +212,7 @@ impl Writer {
         let (mut seq, mut prev) = last.map_or((0, Vec::new()), |row| (row.get(0), row.get(1)));
         while !self.shared.stop.load(Ordering::SeqCst) {
             let shared = Arc::clone(&self.shared);
-            let _writing = shared.gate.read().unwrap();
+            let _writing = shared.gate.read().await;
             seq += 1;
             prev = self.write(&client, seq, prev).await?;
         }
