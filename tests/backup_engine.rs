@@ -26,6 +26,7 @@ use wal::{PgTime, TimelineHistory, WalRange};
 
 use crate::support::pg::PgNode;
 
+mod commit;
 mod damage;
 mod interruption;
 mod sharing;

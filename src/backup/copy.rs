@@ -119,3 +119,6 @@ async fn first_cause<A, B>(
         },
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,8 @@ pub trait WalProgress: Send + Sync {
 /// Looks into the repository again and again.
 #[derive(Debug)]
 pub struct PollRepository {
-    repository: LineageRepository,
+    /// Where to look.
+    pub repository: LineageRepository,
     /// How long to wait between two looks.
     pub interval: Duration,
     /// How long to wait in all.

@@ -36,6 +36,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "frames", run: pgvault::primary::fuzz::frames, corpus: frames },
     Target { name: "conninfo", run: conninfo, corpus: conninfos },
     Target { name: "tar", run: pgvault::backup::tar::fuzz_tar, corpus: tars },
+    Target { name: "pg_manifest", run: recovery::pg_manifest::fuzz_pg_manifest, corpus: pg_manifests },
     Target { name: "file_table", run: pgvault::repository::file_table::fuzz_part, corpus: file_tables },
     Target { name: "manifest", run: pgvault::repository::manifest::fuzz_manifest, corpus: manifests },
     Target { name: "pack_toc", run: pgvault::repository::pack::fuzz_toc, corpus: pack_tocs },
@@ -344,6 +345,20 @@ fn tars() -> Vec<Vec<u8>> {
     tar.resize(1024, 0);
     tar.extend([0; 1024]);
     vec![tar]
+}
+
+fn pg_manifests() -> Vec<Vec<u8>> {
+    let text = concat!(
+        "{ \"PostgreSQL-Backup-Manifest-Version\": 2,\n\"System-Identifier\": 7435692342342342342,\n\"Files\": [\n",
+        r#"{ "Path": "backup_label", "Size": 225, "Last-Modified": "2026-11-20 08:00:00 GMT", "#,
+        r#""Checksum-Algorithm": "CRC32C", "Checksum": "04030201" },"#,
+        "\n",
+        r#"{ "Encoded-Path": "62c3a4ff", "Size": 0, "Last-Modified": "2026-11-20 08:00:00 GMT" }"#,
+        "\n],\n\"WAL-Ranges\": [\n",
+        r#"{ "Timeline": 1, "Start-LSN": "0/2000028", "End-LSN": "0/2000100" }"#,
+        "\n],\n\"Manifest-Checksum\": \"4be2\"}\n"
+    );
+    vec![text.as_bytes().to_vec()]
 }
 
 fn file_tables() -> Vec<Vec<u8>> {
