@@ -84,7 +84,8 @@ async fn a_backup_waits_for_its_wal_and_is_then_usable() {
     let running = tokio::spawn({
         let bench = Arc::clone(&bench);
         async move {
-            let poll = PollRepository { interval: Duration::from_millis(50), ..PollRepository::new(bench.lineage.clone()) };
+            let poll =
+                PollRepository { interval: Duration::from_millis(50), ..PollRepository::new(bench.lineage.clone()) };
             let cancel = CancellationToken::new();
             let deps = BackupDeps {
                 server: &bench.options,
