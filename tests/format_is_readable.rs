@@ -229,7 +229,6 @@ async fn damage_of_a_backup_is_found_without_pgvault() {
     let pick = |folder: &Path, part: &str| {
         files_below(folder).into_iter().find(|file| file.to_str().unwrap().contains(part)).unwrap()
     };
-    let packs = source.repository.join("main/packs");
     let cut = |bytes: &[u8]| bytes[..bytes.len() - 1].to_vec();
     let flipped = |bytes: &[u8]| {
         let mut flipped = bytes.to_vec();

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use wal::{LongHeader, XactIndex, read_segment_header};
 
 use crate::codec::digest::{Hasher, sha256_reader};
+use crate::codec::envelope::FIRST_READ;
 use crate::codec::{Compression, Compressor, FrameReader};
 use crate::repository::header::WalPlace;
 use crate::repository::objects::READ_SIZE;
@@ -187,14 +188,17 @@ pub(super) struct Decoded {
 
 /// Reads the header alone: one ranged read, rarely two. `NotFound` is the store's own word for exactly this key.
 pub(super) async fn read_header(objects: &Objects, place: &WalPlace) -> RepositoryResult<WalHeader> {
-    let mut wanted = crate::codec::envelope::FIRST_READ;
+    Ok(read_beginning(objects, place, FIRST_READ).await?.1)
+}
+
+/// The first bytes of the object, `size` of them or as many as the header needs; the header, and its length.
+async fn read_beginning(objects: &Objects, place: &WalPlace, size: u64) -> RepositoryResult<(Bytes, WalHeader, usize)> {
+    let mut wanted = size;
     loop {
-        let prefix = objects.get_range(&place.key, 0, wanted).await?;
-        match place.parse(&prefix)? {
-            Ok((header, _)) => return Ok(header),
-            Err(needed) if (prefix.len() as u64) < wanted => {
-                return Err(cut_short(place, prefix.len(), needed));
-            }
+        let beginning = objects.get_range(&place.key, 0, wanted).await?;
+        match place.parse(&beginning)? {
+            Ok((header, header_len)) => return Ok((beginning, header, header_len)),
+            Err(needed) if (beginning.len() as u64) < wanted => return Err(cut_short(place, beginning.len(), needed)),
             Err(needed) => wanted = needed as u64,
         }
     }
@@ -213,12 +217,7 @@ pub(super) async fn read_wal(
     place: &WalPlace,
     sink: &mut (dyn Write + Send),
 ) -> RepositoryResult<Decoded> {
-    let first = objects.get_range(&place.key, 0, READ_SIZE).await?;
-    let (header, header_len) = match place.parse(&first)? {
-        Ok(found) => found,
-        Err(needed) if (needed as u64) < READ_SIZE => return Err(cut_short(place, first.len(), needed)),
-        Err(_) => return Err(RepositoryError::damaged(&place.key, "its header is larger than any real one")),
-    };
+    let (first, header, header_len) = read_beginning(objects, place, READ_SIZE).await?;
     let (stored_in, stored_out) = mpsc::channel(1);
     let (plain_in, mut plain_out) = mpsc::channel(2);
     let length = place.length;
@@ -244,7 +243,8 @@ pub(super) async fn read_wal(
     Ok(Decoded { header, sha256, size })
 }
 
-/// Hands the stored bytes after the header to the decoder; returns checksum and length of the whole object.
+/// Hands the stored bytes after the header to the decoder; returns checksum and length of the whole object. `first` are
+/// its first bytes, at least `READ_SIZE` unless the object ends before.
 async fn download(
     objects: &Objects,
     place: &WalPlace,

@@ -2,11 +2,12 @@ use std::fs;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use wal::{PgTime, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, XactIndex};
+use wal::{Lsn, PgTime, RestorePointMark, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, XactIndex};
 
 use crate::codec::digest::sha256;
 use crate::error::{Error, ErrorCode};
 use crate::repository::layout::{LineageObject, ObjectName, Parsed};
+use crate::repository::objects::READ_SIZE;
 use crate::repository::test_wal::{
     Overwriting, SIZE, SYSTEM, VERSION, WalWriter, first_page, identity, lineage, meta, name, noise, replace, root,
     segment, timeline,
@@ -163,7 +164,7 @@ async fn the_first_segment_of_a_timeline_may_begin_with_its_parents_pages() {
     child.fill_segment();
     child.commit(11, 110);
     child.fill_segment();
-    let first = child.slice(child.start, wal::Lsn::new(6 * SIZE));
+    let first = child.slice(child.start, Lsn::new(6 * SIZE));
     let put = async |number: u64, bytes: Bytes| {
         lineage.put_segment(&meta(2, number), &XactIndex::start(None), PlainSource::Bytes(bytes)).await
     };
@@ -176,7 +177,7 @@ async fn the_first_segment_of_a_timeline_may_begin_with_its_parents_pages() {
     let mut stale = WalWriter::new(1, 6);
     stale.fill_segment();
     assert!(matches!(put(6, Bytes::from(stale.bytes)).await, Err(RepositoryError::Mismatch { .. })));
-    put(6, child.slice(wal::Lsn::new(6 * SIZE), child.end())).await.unwrap();
+    put(6, child.slice(Lsn::new(6 * SIZE), child.end())).await.unwrap();
 }
 
 #[tokio::test]
@@ -313,4 +314,21 @@ async fn a_segment_too_large_for_memory_is_built_in_a_file_that_goes_again() {
     // Frames of 16 MiB, so that a reader needs no more memory than that.
     let object = storage.get(&lineage.keys().key(&LineageObject::Segment(name))).await.unwrap();
     assert_eq!(object.windows(4).filter(|bytes| *bytes == [0x28, 0xB5, 0x2F, 0xFD]).count(), 2);
+}
+
+#[tokio::test]
+async fn a_header_of_any_size_is_read_again() {
+    let lineage = lineage(Arc::new(MemoryStorage::new())).await;
+    let plain = segment(1, 5, 10, 100);
+    let point = |number: u64| RestorePointMark {
+        name: format!("{number:063}"),
+        lsn: Lsn::new(number),
+        time: PgTime::from_micros(0),
+    };
+    // More than one ranged read takes, as somebody can do who makes restore points all day.
+    let index = XactIndex { restore_points: (0..70_000).map(point).collect(), ..XactIndex::default() };
+    let stored = lineage.put_segment(&meta(1, 5), &index, PlainSource::Bytes(plain.clone())).await.unwrap();
+    assert!(stored.size > READ_SIZE, "{}", stored.size);
+    assert!(fetch(&lineage, name(1, 5)).await.unwrap() == plain);
+    assert_eq!(lineage.segment_header(name(1, 5)).await.unwrap().map(|header| header.index), Some(index));
 }
