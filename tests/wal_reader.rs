@@ -202,7 +202,7 @@ fn node_with_busy_past(base: &Path, major: u32, segment_mb: u64) -> PgNode {
         ("rolled_back.sql", "BEGIN; CREATE TABLE r:client_id (i int); INSERT INTO r:client_id VALUES (1); PREPARE TRANSACTION 'r:client_id';\nROLLBACK PREPARED 'r:client_id';"),
     ]
     .into();
-    let mut arguments: Vec<String> = ["-n", "-c", "6", "-t", "60"].map(str::to_owned).into();
+    let mut arguments: Vec<String> = ["-n", "-c", "6", "-t", "25"].map(str::to_owned).into();
     for (name, script) in &scripts {
         fs::write(base.join(name), script).unwrap();
         arguments.push("-f".to_owned());
@@ -216,15 +216,15 @@ fn node_with_busy_past(base: &Path, major: u32, segment_mb: u64) -> PgNode {
     assert!(load.wait().unwrap().success());
 
     node.sql(
-        "DO $$ BEGIN FOR i IN 1..1500 LOOP EXECUTE format('CREATE TABLE many_%s (a int primary key, b text)', i); END LOOP; END $$",
+        "DO $$ BEGIN FOR i IN 1..300 LOOP EXECUTE format('CREATE TABLE many_%s (a int primary key, b text)', i); END LOOP; END $$",
     );
     // Records longer than a segment: a message, and the commit of a prepared transaction that drops many relations.
     node.sql("SELECT length(pg_logical_emit_message(true, 'x', repeat('a', 20000000))::text)");
     node.sql(
-        "BEGIN; DO $$ BEGIN FOR i IN 1..1500 LOOP EXECUTE format('DROP TABLE many_%s', i); END LOOP; END $$; PREPARE TRANSACTION 'many'",
+        "BEGIN; DO $$ BEGIN FOR i IN 1..300 LOOP EXECUTE format('DROP TABLE many_%s', i); END LOOP; END $$; PREPARE TRANSACTION 'many'",
     );
     node.sql("COMMIT PREPARED 'many'");
-    node.sql("BEGIN; DO $$ BEGIN FOR i IN 1..500 LOOP EXECUTE format('CREATE TABLE few_%s (a int)', i); END LOOP; END $$; ROLLBACK");
+    node.sql("BEGIN; DO $$ BEGIN FOR i IN 1..100 LOOP EXECUTE format('CREATE TABLE few_%s (a int)', i); END LOOP; END $$; ROLLBACK");
     assert!(node.stop("fast", Duration::from_secs(60)));
     node.configure(&[("max_connections", "77"), ("max_prepared_transactions", "30")]);
     node.start();
