@@ -1,5 +1,7 @@
 //! Does what is stored stay true when S3 lies, loses answers, or keeps no condition?
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -322,6 +324,72 @@ async fn an_upload_that_fails_is_taken_back() {
     assert_eq!(error.kind, StorageErrorKind::Corrupt);
     await_no_uploads(&fake).await;
     assert_eq!(fake.object("a"), None);
+}
+
+#[tokio::test]
+async fn an_upload_whose_caller_goes_away_is_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (body, bytes) = large_file(&dir);
+    let fake = FakeS3::start(Conditions::Atomic).await;
+    let store = opened(&fake).await;
+    fake.wrong("complete", "a", 1..=1, Wrong::Hang);
+    let digest = sha256(&bytes);
+    let task = tokio::spawn(async move { store.put_new(&key("a"), body, digest).await });
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !fake.operations().contains(&"complete") {
+        assert!(Instant::now() < deadline, "the upload does not come to its end");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(fake.uploads(), 1);
+    task.abort();
+    await_no_uploads(&fake).await;
+    assert_eq!(fake.object("a"), None);
+}
+
+/// A certificate `<name>.pem` with its key `<name>.key`.
+fn make_certificate(dir: &Path, name: &str, extra: &[&str]) -> PathBuf {
+    let path = dir.join(format!("{name}.pem"));
+    let output = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+        .args(["-subj", &format!("/CN={name}"), "-keyout"])
+        .arg(dir.join(format!("{name}.key")))
+        .arg("-out")
+        .arg(&path)
+        .args(extra)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    path
+}
+
+#[tokio::test]
+async fn a_private_authority_is_trusted_when_named_and_only_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let authority = make_certificate(dir.path(), "ca", &["-addext", "basicConstraints=critical,CA:TRUE"]);
+    let (ca, ca_key) = (file("ca.pem").display().to_string(), file("ca.key").display().to_string());
+    let signed = ["-CA", &ca, "-CAkey", &ca_key, "-addext", "subjectAltName=DNS:localhost"];
+    let certificate =
+        make_certificate(dir.path(), "server", &[&signed[..], &["-addext", "basicConstraints=CA:FALSE"]].concat());
+    let fake = FakeS3::start_tls(&certificate, &file("server.key")).await;
+    let trusting = StorageOptions { ca_file: Some(authority), ..fake.options() };
+    let store = open(&trusting, quick()).await.unwrap();
+    assert_eq!(put(store.as_ref(), "a", "x").await.unwrap(), PutOutcome::Created);
+    assert_eq!(store.get(&key("a")).await.unwrap(), "x");
+    let error = open(&fake.options(), quick()).await.unwrap_err();
+    assert_eq!(error.kind, StorageErrorKind::Denied, "{error}");
+    assert!(error.message.to_lowercase().contains("certificate"), "{error}");
+}
+
+#[tokio::test]
+#[ignore = "takes the time limit of a request, half a minute"]
+async fn a_store_that_never_answers_is_given_up() {
+    let fake = FakeS3::start(Conditions::Atomic).await;
+    let retry = RetryPolicy { attempts: 1, ..RetryPolicy::default() };
+    let store = open(&fake.options(), StorageContext { retry, ..StorageContext::default() }).await.unwrap();
+    fake.wrong("get", "a", 1..=99, Wrong::Hang);
+    assert_eq!(store.get(&key("a")).await.unwrap_err().kind, StorageErrorKind::Transient);
+    assert_eq!(fake.operations().iter().filter(|operation| **operation == "get").count(), 3);
 }
 
 async fn await_no_uploads(fake: &FakeS3) {

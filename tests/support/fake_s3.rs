@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +15,13 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use futures_util::stream;
 use pgvault::storage::StorageOptions;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 pub const SECRET: &str = "very-secret-access-key";
 
@@ -54,6 +62,8 @@ pub enum Wrong {
     Circle,
     /// The whole object in place of a range.
     WholeObject,
+    /// Nothing is done and no answer ever comes.
+    Hang,
 }
 
 #[derive(Debug)]
@@ -111,11 +121,36 @@ impl FakeS3 {
     }
 
     pub async fn start_with(conditions: Conditions, takes_sha256: bool, page: usize) -> Self {
-        let service = Arc::new(Service { conditions, takes_sha256, page, state: Mutex::default() });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let router = Router::new().fallback(answer).with_state(Arc::clone(&service));
-        let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let service = Service { conditions, takes_sha256, page, state: Mutex::default() };
+        Self::serve(service, endpoint, |router| {
+            tokio::spawn(async move { axum::serve(listener, router).await.unwrap() })
+        })
+    }
+
+    /// With TLS, for `localhost`, by this certificate and key (PEM).
+    pub async fn start_tls(certificate: &Path, key: &Path) -> Self {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("https://localhost:{}", tcp.local_addr().unwrap().port());
+        let chain = CertificateDer::pem_file_iter(certificate).unwrap().map(Result::unwrap).collect();
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, PrivateKeyDer::from_pem_file(key).unwrap())
+            .unwrap();
+        let listener = TlsListener { tcp, acceptor: TlsAcceptor::from(Arc::new(config)) };
+        let service =
+            Service { conditions: Conditions::Atomic, takes_sha256: true, page: 1000, state: Mutex::default() };
+        Self::serve(service, endpoint, |router| {
+            tokio::spawn(async move { axum::serve(listener, router).await.unwrap() })
+        })
+    }
+
+    fn serve(service: Service, endpoint: String, spawn: impl FnOnce(Router) -> JoinHandle<()>) -> Self {
+        let service = Arc::new(service);
+        let task = spawn(Router::new().fallback(answer).with_state(Arc::clone(&service)));
         let keys = tempfile::tempdir().unwrap();
         std::fs::write(keys.path().join("access"), "AKIAFAKEFAKEFAKE").unwrap();
         std::fs::write(keys.path().join("secret"), SECRET).unwrap();
@@ -169,6 +204,30 @@ impl FakeS3 {
     }
 }
 
+struct TlsListener {
+    tcp: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl axum::serve::Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let (stream, address) = self.tcp.accept().await.unwrap();
+            // A client that does not trust the certificate goes away here.
+            if let Ok(stream) = self.acceptor.accept(stream).await {
+                return (stream, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.tcp.local_addr()
+    }
+}
+
 type Words = BTreeMap<String, String>;
 
 async fn answer(State(service): State<Arc<Service>>, Query(words): Query<Words>, request: Request) -> Response {
@@ -186,6 +245,7 @@ async fn answer(State(service): State<Arc<Service>>, Query(words): Query<Words>,
     match &wrong {
         Some(Wrong::Status(status, code)) => return error(*status, code, operation),
         Some(Wrong::Page404) => return respond(404, "<html><body>not here</body></html>".into(), &[]),
+        Some(Wrong::Hang) => std::future::pending().await,
         Some(Wrong::ErrorWith200(code)) => return respond(200, error_body(code).into(), &[]),
         _ => {}
     }

@@ -112,7 +112,9 @@ where
         if let Some(rustls::Error::InvalidCertificate(_)) = cause.downcast_ref() {
             return StorageErrorKind::Denied;
         }
-        next = cause.source();
+        // An io::Error gives as its source that of the error inside it, and so passes over that one.
+        let inside = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = inside.map(|inside| inside as &(dyn Error + 'static)).or_else(|| cause.source());
     }
     match error {
         SdkError::ConstructionFailure(_) => StorageErrorKind::Other,

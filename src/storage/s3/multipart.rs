@@ -52,7 +52,7 @@ impl Bucket {
         sha256: Sha256,
         abilities: Abilities,
     ) -> Result<PutOutcome, Failure> {
-        if self.head(key).await.map_err(|error| Failure::found(error.kind, error.message))?.is_some() {
+        if self.seems_taken(key).await? {
             return Ok(PutOutcome::AlreadyExists);
         }
         let mut upload = self.start_upload(key).await?;

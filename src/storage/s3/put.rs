@@ -29,10 +29,10 @@ impl Bucket {
         abilities: Abilities,
     ) -> StorageResult<PutOutcome> {
         let unreliable = abilities.put_if_absent == PutIfAbsent::Unreliable;
-        if unreliable && self.head(key).await?.is_some() {
-            return Ok(PutOutcome::AlreadyExists);
-        }
         let put = async {
+            if unreliable && self.seems_taken(key).await? {
+                return Ok(PutOutcome::AlreadyExists);
+            }
             match body {
                 Body::File { path, len } if len > THRESHOLD => {
                     let outcome = self.put_parts(key, &path, len, sha256, abilities).await?;

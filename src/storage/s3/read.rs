@@ -54,6 +54,16 @@ impl Bucket {
         look.await.map_err(|failure| self.error("head", key.as_str(), failure))
     }
 
+    /// Whether an object seems to be under the key; for a look before a put, which itself finds out more.
+    pub(super) async fn seems_taken(&self, key: &ObjectKey) -> Result<bool, Failure> {
+        let request = self.client.head_object().bucket(&self.place.bucket).key(self.full(key.as_str()));
+        match request.customize().config_override(Self::settings(0)).send().await.map_err(Failure::from) {
+            Ok(_) => Ok(true),
+            Err(failure) if failure.status == Some(404) => Ok(false),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// An answer to HEAD has no body, so its 404 may mean that the bucket is gone or that a proxy knows no such page. A
     /// GET says which.
     async fn confirm_absence(&self, key: &ObjectKey) -> Result<Option<u64>, Failure> {
