@@ -100,14 +100,16 @@ impl Roots {
     /// Makes a link in the data directory or one level below it. One that an interrupted restore made is replaced.
     pub(super) fn link(&self, path: &str, target: &Path) -> io::Result<()> {
         let path = data_path(path)?;
-        let (parent, name) = self.parent(&path)?;
-        if self.resumed && rustix::fs::readlinkat(&parent, &name, Vec::new()).is_ok() {
-            rustix::fs::unlinkat(&parent, &name, AtFlags::empty())?;
+        let mut components: Vec<&[u8]> = path.components().collect();
+        let name = OsStr::from_bytes(components.pop().unwrap_or_default());
+        let parent = self.walk(self.data.as_fd(), &components)?;
+        if self.resumed {
+            remove_in(parent.as_fd(), name.as_ref())?;
         }
-        symlinkat(target, &parent, &name)?;
+        symlinkat(target, &parent, name)?;
         if let Some(Owner { uid, gid }) = self.owner {
             let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
-            rustix::fs::chownat(&parent, &name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+            rustix::fs::chownat(&parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
         }
         Ok(())
     }
