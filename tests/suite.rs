@@ -14,6 +14,7 @@ mod local_store_survives;
 mod oracle_is_sharp;
 mod primary_connects;
 mod receive;
+mod restore_files;
 mod s3_misbehaves;
 mod spool;
 mod storage_conformance;

@@ -14,6 +14,7 @@ pub mod pgvault;
 pub mod plain_restore;
 pub mod proxy;
 pub mod receivewal;
+pub mod restored;
 pub mod s3;
 pub mod stored_wal;
 pub mod truth;

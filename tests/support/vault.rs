@@ -40,8 +40,13 @@ pub struct Running<'a> {
 
 impl Vault {
     pub fn new(dir: &Path) -> Self {
+        Self::on(dir, Arc::new(MemoryStorage::new()))
+    }
+
+    /// A vault whose repository lies in `store`.
+    pub fn on(dir: &Path, store: Arc<dyn Storage>) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let store = Arc::new(Faulty::new(Arc::new(MemoryStorage::new())));
+        let store = Arc::new(Faulty::new(store));
         let now = SystemClock.now().into();
         let options = RepositoryOptions { scratch_dir: dir.to_owned(), ..RepositoryOptions::default() };
         let opened = Repository::create_or_open(
