@@ -23,7 +23,7 @@ use super::directory::{self, Candidate, MARKER, marker_text};
 use super::finish::{complete, sync_trees, write_settings};
 use super::progress::{RestorePhase, RestoreProgressSender};
 use super::roots::{Roots, open_root, write_in};
-use super::{Owner, RestorePlan};
+use super::{Owner, RestorePlan, tablespace_map};
 
 /// A restore that is complete.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,6 +58,8 @@ pub async fn apply(
     let roots = Arc::new(take_directories(plan)?);
     let restored_bytes = copy_files(lineage, &plan.manifest, roots.clone(), jobs, progress).await?;
     write_postgres_manifest(plan, lineage, &roots).await?;
+    tablespace_map::rewrite(&roots, &plan.tablespaces)
+        .map_err(|error| cannot(plan, "place its tablespaces", &error))?;
     complete(&roots).map_err(|error| cannot(plan, "complete its directories", &error))?;
     let warnings = match &plan.settings {
         Some(settings) => write_settings(&roots, settings, &plan.recovery.backup),

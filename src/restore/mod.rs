@@ -15,6 +15,7 @@ mod progress;
 mod refusal;
 mod roots;
 mod space;
+mod tablespace_map;
 
 use std::path::PathBuf;
 

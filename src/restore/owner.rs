@@ -62,7 +62,10 @@ impl Owner {
         if let (Ok(uid), Ok(gid)) = (user.parse(), group.parse()) {
             return Ok(Self { uid, gid });
         }
-        let unknown = || Error::new(ErrorCode::Usage, format!("there is no user \"{name}\" on this machine"));
+        let unknown = || {
+            Error::new(ErrorCode::Usage, format!("there is no user \"{name}\" on this machine"))
+                .help("name a user, or give numbers: --owner 999:999")
+        };
         let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
         if let Some(owner) = passwd.lines().find_map(|line| in_passwd(line, name)) {
             return Ok(owner);

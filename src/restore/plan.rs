@@ -220,7 +220,9 @@ fn place_tablespaces(
         None => Ok(placed),
         Some(unknown) => {
             let error = Error::new(ErrorCode::Usage, format!("the backup has no tablespace in {}", unknown.display()));
-            Err(placed.iter().fold(error, |error, t| error.because(format!("it has one in {}", t.old.display()))))
+            let error =
+                placed.iter().fold(error, |error, t| error.because(format!("it has one in {}", t.old.display())));
+            Err(error.help("name the directory as it was on the server: pgvault backup show ID"))
         }
     }
 }

@@ -150,7 +150,12 @@ impl PgNode {
     pub fn try_start(&mut self) -> bool {
         assert!(self.process.is_none(), "already running");
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path()).unwrap();
-        let child = as_server_user(bin_dir(self.major).join("postgres"))
+        let mut server = as_server_user(bin_dir(self.major).join("postgres"));
+        // A restore_command must not see what the tests' own environment sets for pgvault.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PGVAULT_")) {
+            server.env_remove(name);
+        }
+        let child = server
             .arg("-D")
             .arg(&self.data)
             .stdin(Stdio::null())

@@ -160,4 +160,3 @@ pub fn lsn(node: &PgNode, sql: &str) -> Lsn {
 pub fn now() -> wal::PgTime {
     SystemClock.now().into()
 }
-
