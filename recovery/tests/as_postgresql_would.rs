@@ -49,10 +49,13 @@ fn segment_size() -> SegmentSize {
     SegmentSize::new(MIB).unwrap()
 }
 
+/// A record's length, kind and clock step.
+type RecordRecipe = (u64, u8, i64);
+
 #[derive(Clone, Debug)]
 struct Recipe {
     /// Per timeline: fork (index of parent and of the record at which it is left), and the new records.
-    branches: Vec<(usize, usize, Vec<(u64, u8, i64)>)>,
+    branches: Vec<(usize, usize, Vec<RecordRecipe>)>,
     /// Which timelines have nothing in the new timeline's own file yet.
     silent: Vec<bool>,
     /// Segments that are lost, by timeline and number.
