@@ -94,6 +94,9 @@ impl BaseBackupStream {
 
     /// The next event. Cancel-safe. After [`BackupEvent::Finished`] or an error there is no further event.
     pub async fn next(&mut self) -> Result<BackupEvent<'_>, PgError> {
+        if self.phase == Phase::Ended {
+            return Err(PgError::Protocol("the base backup has ended, and was asked for more".to_owned()));
+        }
         // Cancel-safe: `frame` is, and `step` does not wait.
         let (frame, step) = loop {
             let frame = self.connection.wire.reader.frame(self.limit(), DOING).await?;

@@ -81,6 +81,13 @@ impl SqlSession {
         get(&row, 0)
     }
 
+    /// Whether this session is encrypted, as the server sees it.
+    pub async fn is_encrypted(&self) -> Result<bool, PgError> {
+        let query = "SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_catalog.pg_backend_pid()";
+        let rows = self.query(query, &[]).await?;
+        rows.first().map_or(Ok(false), |row| get(row, 0))
+    }
+
     /// What our role may do.
     pub async fn rights(&self) -> Result<RoleRights, PgError> {
         let query = "SELECT r.rolsuper, r.rolreplication, pg_catalog.pg_has_role(r.oid, 'pg_monitor', 'USAGE') \
