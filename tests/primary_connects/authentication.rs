@@ -56,10 +56,15 @@ async fn scram_works_with_and_without_channel_binding() {
     for words in words {
         let conninfo = conninfo(&node, &format!("password={QUOTED} {words}"));
         try_connect(&conninfo).await.unwrap_or_else(|error| panic!("{words}: {error}"));
-        let session = sql(&format!("{conninfo} dbname=postgres")).await.unwrap_or_else(|error| panic!("{words}: {error}"));
+        let session =
+            sql(&format!("{conninfo} dbname=postgres")).await.unwrap_or_else(|error| panic!("{words}: {error}"));
         assert!(session.rights().await.unwrap().replication);
     }
-    let error = refused(&conninfo(&node, &format!("password={QUOTED} sslmode=prefer channel_binding=require require_auth=none"))).await;
+    let error = refused(&conninfo(
+        &node,
+        &format!("password={QUOTED} sslmode=prefer channel_binding=require require_auth=none"),
+    ))
+    .await;
     assert!(matches!(error, PgError::Auth { .. }), "{error}");
     // Without TLS there is nothing to bind to.
     let plain = format!("postgresql://pgvault:x@127.0.0.1:{}/?channel_binding=require&sslmode=allow", node.port);
@@ -90,7 +95,8 @@ async fn weak_authentication_is_taken_part_in_only_when_asked_for() {
         assert!(error.to_string().contains(&format!("require_auth={asked}")), "{error}");
         try_connect(&conninfo(&node, &format!("{password} require_auth={asked}"))).await.unwrap();
         refused(&conninfo(&node, &format!("{password} require_auth=scram-sha-256"))).await;
-        refused(&conninfo(&node, &format!("{password} require_auth={asked} channel_binding=require sslmode=require"))).await;
+        refused(&conninfo(&node, &format!("{password} require_auth={asked} channel_binding=require sslmode=require")))
+            .await;
     }
 }
 

@@ -7,7 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use pgvault::clock::{Clock, SystemClock};
-use pgvault::primary::{BackupEvent, BaseBackupOptions, CheckpointMode, PgError, ReplicationConnection, StatusUpdate, StreamEvent};
+use pgvault::primary::{
+    BackupEvent, BaseBackupOptions, CheckpointMode, PgError, ReplicationConnection, StatusUpdate, StreamEvent,
+};
 use wal::{Lsn, TimelineId};
 
 use super::{options, try_connect};
@@ -185,7 +187,8 @@ async fn hostile_greetings_are_errors() {
         assert!(matches!(error, PgError::Protocol(_) | PgError::Auth { .. }), "{greeting:?}: {error}");
     }
     let port = hostile_server(b"SNNN");
-    let error = try_connect(&format!("host=127.0.0.1 port={port} user=u sslmode=require connect_timeout=5")).await.unwrap_err();
+    let error =
+        try_connect(&format!("host=127.0.0.1 port={port} user=u sslmode=require connect_timeout=5")).await.unwrap_err();
     assert!(matches!(error, PgError::Tls { .. }), "{error}");
 }
 

@@ -45,7 +45,8 @@ async fn the_first_host_that_suits_is_taken() {
     let mut standby = primary.make_standby(dir.path(), "s");
     standby.start();
     let (dead, p, s) = (free_port(), primary.port, standby.port);
-    let to = |ports: &str, words: &str| format!("host=127.0.0.1,127.0.0.1,127.0.0.1 port={ports} user=postgres {words}");
+    let to =
+        |ports: &str, words: &str| format!("host=127.0.0.1,127.0.0.1,127.0.0.1 port={ports} user=postgres {words}");
     let cases = [
         (format!("{dead},{s},{p}"), "", s),
         (format!("{dead},{s},{p}"), "target_session_attrs=any", s),

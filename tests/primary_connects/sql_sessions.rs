@@ -11,7 +11,8 @@ use crate::support::pg::{PgNode, test_dir};
 async fn a_superuser_sees_and_may_do_everything() {
     let dir = test_dir();
     for major in [14, 15, 18] {
-        let settings = [("max_slot_wal_keep_size", "1GB"), ("wal_sender_timeout", "5s"), ("synchronous_standby_names", "x")];
+        let settings =
+            [("max_slot_wal_keep_size", "1GB"), ("wal_sender_timeout", "5s"), ("synchronous_standby_names", "x")];
         let mut node = PgNode::init(dir.path(), &format!("n{major}"), major, &["--data-checksums"], &settings);
         node.start();
         let session = sql(&node.conninfo()).await.unwrap();

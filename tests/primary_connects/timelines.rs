@@ -95,7 +95,13 @@ async fn a_promotion_ends_the_timeline_and_names_the_next() {
 async fn wal_that_is_gone_or_not_there_yet_is_an_error_of_the_stream() {
     for major in [14, 15, 18] {
         let dir = test_dir();
-        let mut node = PgNode::init(dir.path(), "n", major, &["--wal-segsize=1"], &[("min_wal_size", "2MB"), ("max_wal_size", "4MB")]);
+        let mut node = PgNode::init(
+            dir.path(),
+            "n",
+            major,
+            &["--wal-segsize=1"],
+            &[("min_wal_size", "2MB"), ("max_wal_size", "4MB")],
+        );
         node.start();
         let start = connect(&node).await.identify_system().await.unwrap().flush_lsn;
         let start = Lsn::new(start.as_u64() & !((1 << 20) - 1));

@@ -42,7 +42,11 @@ fn setup(major: u32) -> Setup {
 
 impl Setup {
     fn hba(&self, text: &str) {
-        fs::write(self.node.data.join("pg_hba.conf"), format!("local all all trust\nlocal replication all trust\n{text}")).unwrap();
+        fs::write(
+            self.node.data.join("pg_hba.conf"),
+            format!("local all all trust\nlocal replication all trust\n{text}"),
+        )
+        .unwrap();
         self.reload();
     }
 
@@ -71,10 +75,13 @@ async fn each_sslmode_takes_and_refuses_what_libpq_takes_and_refuses() {
     assert!(encrypted(&setup.conninfo(&format!("sslmode=verify-ca sslrootcert={good}"))).await);
     assert!(encrypted(&setup.conninfo(&format!("sslmode=verify-full sslrootcert={good}"))).await);
     for version in ["1.2", "1.3"] {
-        let words = format!("sslmode=verify-full sslrootcert={good} ssl_min_protocol_version=TLSv{version} ssl_max_protocol_version=TLSv{version}");
+        let words = format!(
+            "sslmode=verify-full sslrootcert={good} ssl_min_protocol_version=TLSv{version} ssl_max_protocol_version=TLSv{version}"
+        );
         assert!(encrypted(&setup.conninfo(&words)).await, "{version}");
     }
-    let by_address = format!("host=127.0.0.1 port={} user=postgres sslmode=verify-full sslrootcert={good}", setup.node.port);
+    let by_address =
+        format!("host=127.0.0.1 port={} user=postgres sslmode=verify-full sslrootcert={good}", setup.node.port);
     assert!(encrypted(&by_address).await, "the certificate names the address too");
 
     // The wrong authority, a wrong name, no authority.
@@ -104,7 +111,8 @@ async fn each_sslmode_takes_and_refuses_what_libpq_takes_and_refuses() {
     assert!(matches!(refused(&setup.conninfo("sslmode=require")).await, PgError::Refused(_)));
 
     // On the unix socket sslmode means nothing.
-    let socket = format!("host={} port={} user=postgres sslmode=verify-full", setup.node.run.display(), setup.node.port);
+    let socket =
+        format!("host={} port={} user=postgres sslmode=verify-full", setup.node.run.display(), setup.node.port);
     assert!(!encrypted(&socket).await);
 }
 
