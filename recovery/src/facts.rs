@@ -80,6 +80,15 @@ pub enum Question {
         /// Its name.
         name: String,
     },
+    /// Which is the last record in `from..to` that settled something: ended or prepared a transaction? [`Answer::Settled`]
+    LastSettled {
+        /// The branch.
+        branch: TimelineId,
+        /// First position.
+        from: Lsn,
+        /// First position after; a record starts there.
+        to: Lsn,
+    },
     /// Which commits lie around `lsn`: the last that starts before it and the first from it on, in `from..to`? [`Answer::Commits`]
     CommitsAround {
         /// The branch.
@@ -104,6 +113,7 @@ impl Question {
             | Self::FirstRecord { branch, .. }
             | Self::Xid { branch, .. }
             | Self::RestorePoint { branch, .. }
+            | Self::LastSettled { branch, .. }
             | Self::CommitsAround { branch, .. } => branch,
         }
     }
@@ -126,8 +136,21 @@ pub enum Answer {
     Xacts(Vec<XactEnd>),
     /// To [`Question::RestorePoint`], in the order of the WAL.
     RestorePoints(Vec<RestorePoint>),
+    /// To [`Question::LastSettled`].
+    Settled(LastSettled),
     /// To [`Question::CommitsAround`].
     Commits(CommitsAround),
+}
+
+/// The last record of a piece of WAL that ended or prepared a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastSettled {
+    /// It starts here.
+    At(Lsn),
+    /// There is none.
+    Nothing,
+    /// It lies so far back that it was not looked for.
+    TooFar,
 }
 
 /// Where the whole records of a piece of WAL end.
@@ -226,6 +249,10 @@ impl Facts {
         name: &str,
     ) -> Result<Vec<RestorePoint>, Question> {
         answer!(self, Question::RestorePoint { branch, from, to, name: name.to_owned() }, Answer::RestorePoints)
+    }
+
+    pub(crate) fn last_settled(&self, branch: TimelineId, (from, to): (Lsn, Lsn)) -> Result<LastSettled, Question> {
+        answer!(self, Question::LastSettled { branch, from, to }, Answer::Settled)
     }
 
     pub(crate) fn commits_around(

@@ -25,7 +25,7 @@ pub use backup::{Backup, BackupId, BackupKind, BackupStatus, ParseBackupIdError,
 pub use branch::{Branch, SegmentSource, Stretch, branches, live_timeline, parting};
 pub use catalog::{Catalog, LineageId, ParseLineageIdError, TailEnd};
 pub use data_path::{DataPath, InvalidDataPath};
-pub use facts::{Answer, CommitsAround, Facts, Question, RecordSpan, WalEnd};
+pub use facts::{Answer, CommitsAround, Facts, LastSettled, Question, RecordSpan, WalEnd};
 pub use not_recoverable::NotRecoverable;
 pub use plan::{NoPlan, Note, RecoveryPlan, StopAt, plan};
 pub use required_wal::{RequiredWal, required_wal};

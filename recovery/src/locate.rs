@@ -26,6 +26,8 @@ pub(crate) struct Located {
     /// First byte of WAL that need not be there.
     pub(crate) wal_end: Lsn,
     pub(crate) notes: Vec<Note>,
+    /// Whether the record at `boundary` ends a transaction that is not to be part of it.
+    pub(crate) stops_before_transaction_end: bool,
     /// Set when nothing in the WAL stops PostgreSQL at the target: then all of the reach is meant, and it is told the
     /// last record that matters, or, where the backup holds that already, to stop when it is consistent.
     everything: Option<Everything>,
@@ -49,6 +51,7 @@ impl Located {
             consistent_by: record,
             wal_end: record_end,
             notes: Vec::new(),
+            stops_before_transaction_end: false,
             everything: None,
         }
     }
@@ -129,6 +132,7 @@ fn locate_time(
     if let Some(xact) = facts.first_later(branch.timeline(), span, Some(time), !request.inclusive)? {
         let mut located = Located::at(index, StopAt::Time(time), request.inclusive, xact.lsn, xact.end);
         located.boundary = xact.lsn;
+        located.stops_before_transaction_end = true;
         return Ok(located);
     }
     let last = facts.last_xact(branch.timeline(), span)?.map(|mark| mark.lsn);
@@ -166,6 +170,7 @@ fn locate_xid(
         if let Some(end) = ends.last().filter(|end| reach.from.lsn <= end.lsn) {
             let mut located = Located::at(index, StopAt::Xid(xid), request.inclusive, end.lsn, end.end);
             located.mean_the_last_of(ends.len(), end.lsn);
+            located.stops_before_transaction_end = !request.inclusive;
             return Ok(located);
         }
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use wal::{Lsn, PgTime, TimelineId, XactMark};
 
 use crate::branch::{Branch, branches, live_timeline, parting};
-use crate::facts::{Facts, Question};
+use crate::facts::{Facts, LastSettled, Question};
 use crate::locate::{Located, locate};
 use crate::select::select;
 use crate::window::Reach;
@@ -49,6 +49,12 @@ pub enum Note {
         /// What PostgreSQL is told instead.
         stop: StopAt,
     },
+    /// PostgreSQL will pause for somebody to look: it stops right after what is wanted, before later transactions begin
+    /// to hold locks that would block a look at exactly the table that one of them drops.
+    BeforeLaterLocks {
+        /// What PostgreSQL is told instead.
+        stop: StopAt,
+    },
     /// The target is not on the live branch.
     OtherBranch {
         /// The live timeline.
@@ -89,6 +95,9 @@ impl fmt::Display for Note {
             }
             Self::TranslatedLatest { stop } => {
                 write!(f, "without a target PostgreSQL would promote at the end of the WAL: it stops at {stop} instead")
+            }
+            Self::BeforeLaterLocks { stop } => {
+                write!(f, "it stops at {stop}, the last transaction before the target, so that no lock of a later one blocks a look")
             }
             Self::OtherBranch { live, timeline, parted } => write!(
                 f,
@@ -241,15 +250,20 @@ fn plan_on(branch: &Branch<'_>, request: &RecoveryRequest, facts: &Facts) -> Res
     let located = locate(branch, &reaches, request, facts)?;
     let reach = &reaches[located.reach];
     let (backup, damaged) = select(branch, reach, &located, request)?;
-    let Located { stop, stop_inclusive, boundary, wal_end, mut notes, .. } = located.starting_from(&backup);
-    if damaged {
-        notes.push(Note::DamagedBackup);
-    }
-    let commits = facts.commits_around(branch.timeline(), (backup.start_lsn, reach.to.lsn), boundary)?;
-    let action = request.action.unwrap_or(match stop {
+    let located = located.starting_from(&backup);
+    let commits = facts.commits_around(branch.timeline(), (backup.start_lsn, reach.to.lsn), located.boundary)?;
+    let action = request.action.unwrap_or(match located.stop {
         StopAt::EndOfWal => TargetAction::Promote,
         _ => TargetAction::Pause,
     });
+    let located = match action {
+        TargetAction::Pause => before_later_locks(located, branch, &backup, facts)?,
+        TargetAction::Promote | TargetAction::Shutdown => located,
+    };
+    let Located { stop, stop_inclusive, boundary, wal_end, mut notes, .. } = located;
+    if damaged {
+        notes.push(Note::DamagedBackup);
+    }
     Ok(RecoveryPlan {
         target: request.target.clone(),
         inclusive: request.inclusive,
@@ -265,6 +279,37 @@ fn plan_on(branch: &Branch<'_>, request: &RecoveryRequest, facts: &Facts) -> Res
         notes,
         backup,
     })
+}
+
+/// Moves a stop that lies before a transaction end back to right after the last record that settled anything.
+///
+/// The same transactions are part of the recovery either way. But a transaction that ends just behind the target has
+/// logged its locks before it, and recovery that pauses there holds them: a look at the table that it dropped would wait
+/// for ever (XLOG_STANDBY_LOCK, standby.c).
+fn before_later_locks(
+    mut located: Located,
+    branch: &Branch<'_>,
+    backup: &Backup,
+    facts: &Facts,
+) -> Result<Located, NoPlan> {
+    if !located.stops_before_transaction_end {
+        return Ok(located);
+    }
+    let stop = match facts.last_settled(branch.timeline(), (backup.start_lsn, located.boundary))? {
+        LastSettled::TooFar => return Ok(located),
+        LastSettled::At(lsn) if backup.stop_lsn <= lsn => {
+            located.boundary = lsn.saturating_add(1);
+            StopAt::Lsn(lsn)
+        }
+        LastSettled::At(_) | LastSettled::Nothing => {
+            located.boundary = backup.stop_lsn;
+            StopAt::Consistency
+        }
+    };
+    located.notes.push(Note::BeforeLaterLocks { stop: stop.clone() });
+    located.stop = stop;
+    located.stop_inclusive = true;
+    Ok(located)
 }
 
 /// What the branch's backups and WAL reach, in order; never empty.

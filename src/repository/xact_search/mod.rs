@@ -47,6 +47,7 @@ fn branch_of(question: &Question) -> TimelineId {
         | Question::FirstRecord { branch, .. }
         | Question::Xid { branch, .. }
         | Question::RestorePoint { branch, .. }
+        | Question::LastSettled { branch, .. }
         | Question::CommitsAround { branch, .. } => branch,
     }
 }
@@ -91,6 +92,7 @@ impl<'a> WalSearch<'a> {
             Question::RestorePoint { from, to, name, .. } => {
                 Answer::RestorePoints(self.restore_points(*from, *to, name).await?)
             }
+            Question::LastSettled { from, to, .. } => Answer::Settled(self.last_settled(*from, *to).await?),
             Question::CommitsAround { from, to, lsn, .. } => {
                 Answer::Commits(self.commits_around(*from, *to, *lsn).await?)
             }

@@ -4,12 +4,15 @@
 use std::pin::pin;
 
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
-use recovery::{CommitsAround, RecordSpan, WalEnd};
+use recovery::{CommitsAround, LastSettled, RecordSpan, WalEnd};
 use wal::{Lsn, PgTime, RestorePoint, SegmentNumber, WalEvent, XactEnd, XactIndex, XactMark};
 
 use super::WalSearch;
 use super::segments::{PARALLEL, Scanned};
 use crate::repository::{RepositoryError, RepositoryResult};
+
+/// How much WAL is read to find the last record that settled something.
+const SETTLED_REACH: u64 = 1 << 30;
 
 impl WalSearch<'_> {
     /// The latest time of all transaction ends whose records end at `lsn` or before, since the lineage began.
@@ -165,6 +168,33 @@ impl WalSearch<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// The last record that ended or prepared a transaction. No header tells of prepared ones: segments are read from the
+    /// last one down, as far as [`SETTLED_REACH`] goes.
+    pub async fn last_settled(&self, from: Lsn, to: Lsn) -> RepositoryResult<LastSettled> {
+        if from >= to {
+            return Ok(LastSettled::Nothing);
+        }
+        let (lowest, highest) = (self.containing(from).get(), self.containing(to).get());
+        let reach = SETTLED_REACH / self.lineage.segment_size().bytes();
+        for number in (lowest..=highest).rev() {
+            if highest - number > reach.max(1) {
+                return Ok(LastSettled::TooFar);
+            }
+            let fold = |last: &mut Option<Lsn>, event: WalEvent| {
+                let lsn = match event {
+                    WalEvent::Prepare(ref prepared) => Some(prepared.lsn),
+                    ref other => xact(other).map(|end| end.lsn),
+                };
+                *last = lsn.filter(|&lsn| from <= lsn && lsn < to).or(*last);
+            };
+            let number = SegmentNumber::new(number);
+            if let Some(lsn) = self.scan(number, Lsn::new(u64::MAX), false, || None, fold).await?.state {
+                return Ok(LastSettled::At(lsn));
+            }
+        }
+        Ok(LastSettled::Nothing)
     }
 
     /// The first whole record.
