@@ -97,7 +97,10 @@ impl fmt::Display for Note {
                 write!(f, "without a target PostgreSQL would promote at the end of the WAL: it stops at {stop} instead")
             }
             Self::BeforeLaterLocks { stop } => {
-                write!(f, "it stops at {stop}, the last transaction before the target, so that no lock of a later one blocks a look")
+                write!(
+                    f,
+                    "it stops at {stop}, the last transaction before the target, so that no lock of a later one blocks a look"
+                )
             }
             Self::OtherBranch { live, timeline, parted } => write!(
                 f,
