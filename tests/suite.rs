@@ -7,6 +7,7 @@ mod support;
 
 mod backup_engine;
 mod commits_are_found;
+mod crash;
 mod format_is_readable;
 mod fuzz_short;
 mod layering;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
@@ -40,8 +41,13 @@ const TICK: Duration = Duration::from_millis(500);
 /// Scanned at once, and the largest tail, roughly: bounds memory whatever the size of segments.
 const STRIDE: u64 = 16 << 20;
 
+/// How often a damaged segment is asked for again.
+const REFETCH_EVERY: Duration = Duration::from_secs(30);
+
+/// Asks the server again for a segment of the spool, and puts it in place of the damaged one.
+pub(crate) type Refetch = Box<dyn Fn(SegmentName) -> BoxFuture<'static, crate::error::Result<()>> + Send + Sync>;
+
 /// The archiver of one cluster.
-#[derive(Debug)]
 pub(crate) struct Archiver {
     pub(crate) spool: Spool,
     pub(crate) repository: LineageRepository,
@@ -51,6 +57,7 @@ pub(crate) struct Archiver {
     pub(crate) max_rpo: Duration,
     pub(crate) uploads: usize,
     pub(crate) drain: Duration,
+    pub(crate) refetch: Refetch,
 }
 
 /// What the archiver knows while it runs.
@@ -72,6 +79,9 @@ struct Run {
     confirmed: BTreeSet<SegmentName>,
     /// A segment that is not valid WAL: nothing from it on is stored.
     halted: Option<SegmentName>,
+    /// When that segment is asked for again, and the asking.
+    refetch_at: Instant,
+    refetching: Option<AbortOnDropHandle<crate::error::Result<()>>>,
 }
 
 impl Archiver {
@@ -95,6 +105,8 @@ impl Archiver {
             tail_ends: BTreeMap::new(),
             confirmed: BTreeSet::new(),
             halted: None,
+            refetch_at: Instant::now(),
+            refetching: None,
         };
         tokio::select! {
             () = self.skip_stored(&mut run) => {}
@@ -126,8 +138,9 @@ impl Archiver {
                 }
             }
             self.start_uploads(&mut run);
-            self.cut_tail(&mut run, deadline.is_some());
+            let tail_due = self.cut_tail(&mut run, deadline.is_some());
             self.start_tail(&mut run);
+            self.start_refetch(&mut run);
             if let Some(deadline) = deadline {
                 let nothing_left = !dirty && run.is_idle();
                 if nothing_left || Instant::now() >= deadline {
@@ -142,6 +155,8 @@ impl Archiver {
                 Some(stored) = run.uploading.next() => self.stored(&mut run, stored).await,
                 piece = tail_done(&mut run.tail_in_flight) => self.tail_stored(&mut run, piece).await,
                 () = sleep_until(next_scan), if dirty => {}
+                () = sleep_until(tail_due.unwrap_or(next_tick)), if tail_due.is_some() => {}
+                again = answered(&mut run.refetching) => dirty |= self.replaced(&mut run, again),
                 () = sleep_until(next_tick) => {
                     self.tell_usage().await;
                     next_tick = Instant::now() + TICK;
@@ -286,9 +301,9 @@ impl Archiver {
         }
     }
 
-    /// When it is time: what is new in the open segment becomes a tail.
-    fn cut_tail(&self, run: &mut Run, stopping: bool) {
-        let Some(cursor) = &mut run.cursor else { return };
+    /// When it is time: what is new in the open segment becomes a tail. Returns when it will be time.
+    fn cut_tail(&self, run: &mut Run, stopping: bool) -> Option<Instant> {
+        let cursor = run.cursor.as_mut()?;
         let name = cursor.name();
         let (from, index) = cursor.tail();
         let to = cursor.position();
@@ -299,17 +314,20 @@ impl Archiver {
             Some(Held::Left { .. }) => large,
             Some(Held::Complete) | None => false,
         };
-        if !wanted || to <= from || run.halted.is_some() {
-            return;
-        }
-        let due = stopping || run.last_tail.elapsed() >= self.max_rpo;
         // What waits behind whole segments would not be reachable yet; and one small piece at a time is enough.
         let first_in_line = run.queue.is_empty() && run.tails.is_empty() && run.tail_in_flight.is_none();
-        if (due && first_in_line) || large {
-            run.tails.push_back(TailPiece { segment: name, from, to, index: index.clone() });
-            run.last_tail = Instant::now();
-            cursor.cut_tail();
+        if !wanted || to <= from || run.halted.is_some() || !(first_in_line || large) {
+            return None;
         }
+        // The receiver lets WAL be volatile for up to a quarter of the time.
+        let due = run.last_tail + self.max_rpo.mul_f64(0.75);
+        if !(stopping || large || Instant::now() >= due) {
+            return Some(due);
+        }
+        run.tails.push_back(TailPiece { segment: name, from, to, index: index.clone() });
+        run.last_tail = Instant::now();
+        cursor.cut_tail();
+        None
     }
 
     fn start_tail(&self, run: &mut Run) {
@@ -401,6 +419,31 @@ impl Archiver {
         }
     }
 
+    /// Asks for the damaged segment again, when it is time.
+    fn start_refetch(&self, run: &mut Run) {
+        let Some(name) = run.halted else { return };
+        if run.refetching.is_none() && Instant::now() >= run.refetch_at {
+            run.refetching = Some(AbortOnDropHandle::new(tokio::spawn((self.refetch)(name))));
+        }
+    }
+
+    /// Whether there is something to scan: the segment was received again, and is checked like any other.
+    fn replaced(&self, run: &mut Run, again: crate::error::Result<()>) -> bool {
+        run.refetching = None;
+        run.refetch_at = Instant::now() + REFETCH_EVERY;
+        match again {
+            Ok(()) => {
+                tracing::info!(segment = ?run.halted, "a damaged segment was received again");
+                run.halted = None;
+                true
+            }
+            Err(error) => {
+                tracing::warn!(segment = ?run.halted, %error, "a damaged segment cannot be received again");
+                false
+            }
+        }
+    }
+
     fn scan_failed(&self, run: &mut Run, failure: Failure) {
         match failure {
             Failure::Scan(ScanError::Damaged { segment, error }) => {
@@ -409,7 +452,8 @@ impl Archiver {
                 let error = Error::new(ErrorCode::Damaged, format!("segment {segment} in the spool is not valid WAL"))
                     .because(error)
                     .because("nothing from it on is stored, so that no recovery is silently wrong")
-                    .help("look at the disk of the spool; move the file away and restart pgvault to receive it again");
+                    .because("the server is asked for it again by itself, as long as it still has it")
+                    .help("look at the disk of the spool; when the server has it no more, take a new base backup");
                 self.told("damaged", error);
             }
             Failure::Scan(ScanError::Spool(error)) | Failure::Spool(error) => self.told("spool", error.into()),
@@ -496,6 +540,14 @@ enum Failure {
     Spool(#[from] SpoolError),
     #[error(transparent)]
     WarmUp(#[from] warm_up::WarmUpError),
+}
+
+/// Waits for the server's answer; for ever when it was not asked. Cancel-safe.
+async fn answered(asking: &mut Option<AbortOnDropHandle<crate::error::Result<()>>>) -> crate::error::Result<()> {
+    match asking {
+        Some(asking) => asking.await.unwrap_or_else(|error| Err(SpoolError::Helper(error.to_string()).into())),
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for the tail in flight; for ever when there is none. Cancel-safe.

@@ -8,6 +8,7 @@ mod cadence;
 mod contact;
 mod group_commit;
 mod intake;
+mod refetch;
 mod session;
 mod slot;
 mod start;
@@ -20,15 +21,17 @@ use wal::{Lsn, SegmentName, SegmentNumber, TimelineId, TimelinePath};
 
 pub use backoff::Backoff;
 pub(crate) use contact::{Contact, contact};
+pub(crate) use refetch::refetch;
 pub use start::{BeyondFork, Conflict, Position, ServerPosition, Start};
 
+use self::cadence::Cadence;
 use self::intake::Intake;
 use self::session::{Session, SessionEnd};
 use self::trouble::{Pause, Trouble};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode};
 use crate::fault_point;
-use crate::primary::ConnectOptions;
+use crate::primary::{ConnectOptions, WalStream};
 use crate::spool::{Held, HeldPrefix, KeptHistory, Spool, SpoolError};
 use crate::wal_pipeline::{GapRecord, GapStore, StatusBoard, WalSettings, WalState};
 
@@ -47,6 +50,15 @@ pub(crate) struct Receiver {
     pub(crate) stored: Option<(TimelineId, Lsn)>,
     /// WAL that the server said it has no more, and how often it said so.
     pub(crate) removed: Option<Removed>,
+}
+
+/// A stream that is about to begin.
+struct Ready {
+    stream: WalStream,
+    intake: Intake,
+    timeline: TimelineId,
+    start: Lsn,
+    cadence: Cadence,
 }
 
 /// WAL that was asked for in vain.
@@ -100,11 +112,30 @@ impl Receiver {
     /// One connection: connect, compare, decide, stream.
     async fn attempt(&mut self, stop: &CancellationToken) -> Result<SessionEnd, Trouble> {
         self.wait_for_room()?;
-        let options = ConnectOptions::new(self.settings.conninfo.clone(), self.settings.application_name.clone());
-        let met = tokio::select! {
-            met = contact(&options) => met?,
+        let ready = tokio::select! {
+            ready = self.prepare() => ready?,
             () = stop.cancelled() => return Ok(SessionEnd::Asked),
         };
+        let Ready { stream, intake, timeline, start, cadence } = ready;
+        tracing::info!(cluster = %self.settings.cluster, %timeline, %start, "streaming");
+        let session = Session {
+            settings: &self.settings,
+            spool: &self.spool,
+            clock: self.clock.as_ref(),
+            board: &self.board,
+            cadence,
+            stop,
+            held_before: intake.durable(),
+        };
+        let ended = session.run(stream, intake).await;
+        self.after_session(timeline, start, &ended)?;
+        ended
+    }
+
+    /// Everything before the first byte. May be dropped at any time: nothing is acknowledged before it is done.
+    async fn prepare(&mut self) -> Result<Ready, Trouble> {
+        let options = ConnectOptions::new(self.settings.conninfo.clone(), self.settings.application_name.clone());
+        let met = contact(&options).await?;
         self.check_identity(&met)?;
         self.keep_histories(&met)?;
         let Contact { mut connection, position: server, cadence, host, version, .. } = met;
@@ -122,23 +153,8 @@ impl Receiver {
         });
         let prefix = self.prefix_of(&server, timeline, start)?;
         let intake = Intake::open(self.spool.clone(), timeline, start, prefix).await?;
-        let held_before = intake.durable();
-        tracing::info!(%timeline, %start, "streaming");
-        let session = Session {
-            settings: &self.settings,
-            spool: &self.spool,
-            clock: self.clock.as_ref(),
-            board: &self.board,
-            cadence,
-            stop,
-            held_before,
-        };
-        let ended = match connection.start_replication(slot.as_ref(), start, timeline).await {
-            Ok(stream) => session.run(stream, intake).await,
-            Err(error) => Err(error.into()),
-        };
-        self.after_session(timeline, start, &ended)?;
-        ended
+        let stream = connection.start_replication(slot.as_ref(), start, timeline).await?;
+        Ok(Ready { stream, intake, timeline, start, cadence })
     }
 
     /// A spool that is full must have room again before a connection is worth its while.

@@ -231,7 +231,15 @@ impl Session<'_> {
     /// A message came: the server lives, and this is where its WAL ends.
     fn heard(&self, intake: &Intake, server_end: Lsn, time: PgTime) {
         let now = PgTime::from(self.clock.now());
-        let state = if server_end < self.held_before { WalState::Held } else { WalState::Streaming };
+        let before = self.board.read(|status| status.state);
+        let state = if server_end < self.held_before {
+            WalState::Held
+        } else if intake.position() < self.held_before {
+            // What we hold is being compared; it is not known yet whether the server's WAL continues it.
+            before
+        } else {
+            WalState::Streaming
+        };
         let timeline = intake.timeline();
         let position = intake.position().max(intake.durable());
         let change = |status: &mut crate::wal_pipeline::WalStatus| {
@@ -245,7 +253,7 @@ impl Session<'_> {
                 status.error = None;
             }
         };
-        if self.board.read(|status| status.state == state) {
+        if before == state {
             self.board.update_quietly(change);
         } else {
             self.board.update(change);

@@ -18,6 +18,7 @@ mod error;
 mod histories;
 mod limit;
 mod recover;
+mod replacement;
 mod segment_file;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ use wal::{Gap, Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, T
 pub use error::SpoolError;
 pub use histories::KeptHistory;
 pub use limit::SpoolUsage;
+pub use replacement::Replacement;
 pub use segment_file::{CompleteSegment, HeldPrefix, SegmentFile, SyncHandle, WriteError};
 
 use crate::durable::Written;

@@ -31,6 +31,7 @@ pub(super) struct Found {
 pub(super) fn recover(dir: &Path, size: SegmentSize, system: SystemIdentifier) -> Result<Found, SpoolError> {
     let mut complete = Vec::new();
     let mut partial = Vec::new();
+    let mut left = Vec::new();
     for entry in fs::read_dir(dir).map_err(SpoolError::io(dir))? {
         let entry = entry.map_err(SpoolError::io(dir))?;
         let name = entry.file_name();
@@ -39,6 +40,8 @@ pub(super) fn recover(dir: &Path, size: SegmentSize, system: SystemIdentifier) -
             fs::remove_file(entry.path()).map_err(SpoolError::io(&entry.path()))?;
         } else if let Some(Ok(segment)) = name.strip_suffix(".partial").map(str::parse::<SegmentName>) {
             partial.push(segment);
+        } else if let Some(Ok(segment)) = name.strip_suffix(".left").map(str::parse::<SegmentName>) {
+            left.push(segment);
         } else if let Ok(segment) = name.parse::<SegmentName>() {
             complete.push(segment);
         }
@@ -63,13 +66,16 @@ pub(super) fn recover(dir: &Path, size: SegmentSize, system: SystemIdentifier) -
             unfinished = follows.then_some(name).or(unfinished);
             continue;
         }
-        let left = dir.join(format!("{name}.left")).exists();
+        let is_left = left.contains(&name);
         match check_partial(dir, size, system, name, &found.files)? {
-            Some(end) if left => found.files.insert(name, Held::Left { end }),
+            Some(end) if is_left => found.files.insert(name, Held::Left { end }),
             Some(durable) => found.files.insert(name, Held::Open { durable }),
             None => None,
         };
-        unfinished = (!left).then_some(name);
+        unfinished = (!is_left).then_some(name);
+    }
+    for name in left.into_iter().filter(|name| !matches!(found.files.get(name), Some(Held::Left { .. }))) {
+        disk::remove_if_there(&dir.join(format!("{name}.left")))?;
     }
     disk::sync_dir(dir)?;
     mark_left(&mut found.files);

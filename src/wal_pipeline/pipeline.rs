@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -226,7 +227,15 @@ async fn archive(
         },
     };
     let settings = parts.settings;
+    let refetch = {
+        let (settings, spool) = (settings.clone(), spool.clone());
+        move |name| -> BoxFuture<'static, Result<()>> {
+            let (settings, spool) = (settings.clone(), spool.clone());
+            Box::pin(async move { receiver::refetch(&settings, &spool, name).await })
+        }
+    };
     let archiver = Archiver {
+        refetch: Box::new(refetch),
         spool,
         repository: lineage,
         gaps,

@@ -11,6 +11,7 @@ use pgvault::primary::{Conninfo, Environment, SlotName};
 use pgvault::repository::{ClusterName, LineageRepository, Repository, RepositoryId, RepositoryOptions};
 use pgvault::storage::Storage;
 use pgvault::storage::faulty::Faulty;
+use pgvault::storage::local::LocalStorage;
 use pgvault::storage::memory::MemoryStorage;
 use pgvault::wal_pipeline::{WalParts, WalPipeline, WalSettings, WalStatus};
 use tokio::runtime::Runtime;
@@ -39,13 +40,25 @@ pub struct Running<'a> {
 }
 
 impl Vault {
+    /// On a store in memory.
     pub fn new(dir: &Path) -> Self {
         Self::on(dir, Arc::new(MemoryStorage::new()))
     }
 
+    /// On a store in a directory, which outlives this process.
+    pub fn on_disk(dir: &Path) -> Self {
+        let root = dir.join("repository");
+        let opened = LocalStorage::open(&root, SystemClock.now());
+        Self::on(dir, Arc::new(Self::runtime().block_on(opened).unwrap()))
+    }
+
+    fn runtime() -> Runtime {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    }
+
     /// A vault whose repository lies in `store`.
     pub fn on(dir: &Path, store: Arc<dyn Storage>) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = Self::runtime();
         let store = Arc::new(Faulty::new(store));
         let now = SystemClock.now().into();
         let options = RepositoryOptions { scratch_dir: dir.to_owned(), ..RepositoryOptions::default() };
