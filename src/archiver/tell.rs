@@ -1,0 +1,60 @@
+//! What the archiver tells through the board.
+
+use tokio::task::spawn_blocking;
+use wal::PgTime;
+
+use super::{Archiver, Run};
+use crate::error::Error;
+use crate::spool::SpoolError;
+
+impl Archiver {
+    pub(super) fn told(&self, reason: &'static str, error: Error) {
+        self.board.update(|status| {
+            *status.counters.archive_errors.entry(reason).or_default() += 1;
+            status.archive_error = Some(error);
+        });
+    }
+
+    /// What the repository holds without a hole: whole segments, and the tail right after them.
+    pub(super) fn tell_shipped(&self, run: &mut Run) {
+        let mut shipped = self.board.read(|status| status.archived);
+        for (name, held) in self.spool.held() {
+            if run.confirmed.contains(&name) {
+                shipped = Some(self.spool.end_of(name, held));
+                continue;
+            }
+            shipped = run.tail_ends.get(&name).copied().or(shipped);
+            break;
+        }
+        if let Some(shipped) = shipped {
+            run.exposure.shipped(shipped);
+            self.board.update(|status| status.shipped = Some(shipped));
+        }
+    }
+
+    pub(super) fn tell_exposure(&self, run: &Run) {
+        let now = PgTime::from(self.clock.now());
+        self.board.update_quietly(|status| {
+            // The primary's clock made the commit times; the offset between the clocks is taken out.
+            let offset = status.clock_offset_micros.unwrap_or(0);
+            let age = run.exposure.oldest().map(|time| now.as_micros() - offset - time.as_micros());
+            #[expect(clippy::cast_precision_loss, reason = "an age of centuries need not be exact")]
+            let seconds = age.map_or(0.0, |micros| micros.max(1) as f64 / 1e6);
+            status.rpo_seconds = seconds;
+        });
+    }
+
+    pub(super) async fn tell_usage(&self) {
+        let spool = self.spool.clone();
+        match spawn_blocking(move || (spool.usage(), spool.held().len() as u64)).await {
+            Ok((Ok(usage), files)) => self.board.update(|status| {
+                status.spool_segments = files;
+                status.spool_bytes = usage.used;
+                status.spool_free_bytes = Some(usage.free());
+                status.spool_level = usage.level();
+            }),
+            Ok((Err(error), _)) => self.told("spool", error.into()),
+            Err(error) => self.told("spool", SpoolError::Helper(error.to_string()).into()),
+        }
+    }
+}
