@@ -30,6 +30,7 @@ mod commit;
 mod damage;
 mod interruption;
 mod sharing;
+mod weight;
 mod whole;
 
 /// A repository, and a server that is backed up to it.

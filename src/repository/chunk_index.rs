@@ -14,6 +14,7 @@ use std::sync::{PoisonError, RwLock};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
+use crate::durable;
 use crate::repository::RepositoryResult;
 use crate::repository::file_table::ChunkHash;
 use crate::repository::layout::{ObjectName, Parsed, packs_prefix};
@@ -86,7 +87,11 @@ pub struct Refreshed {
 impl ChunkIndex {
     /// The index in this file, a new one where there is none or it cannot be read, in memory when another process has it.
     pub fn open(path: &Path) -> Self {
-        match DiskIndex::open(path) {
+        let opened = match path.parent() {
+            Some(dir) => durable::create_dir_all(dir, durable::PRIVATE_DIR).map_err(redb::Error::Io),
+            None => Ok(()),
+        };
+        match opened.and_then(|()| DiskIndex::open(path)) {
             Ok(index) => Self::with(Chunks::Disk(index)),
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "index of chunks not usable, working without it");

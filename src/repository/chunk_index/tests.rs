@@ -76,7 +76,7 @@ async fn a_chunk_whose_pack_is_gone_is_not_found() {
 #[tokio::test]
 async fn the_file_remembers_and_its_loss_is_harmless() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("chunks.redb");
+    let path = dir.path().join("not/there/yet/chunks.redb");
     let objects = objects();
     let pack = pack_of(&["one"]);
     let stored = store(&objects, &pack).await;
