@@ -39,7 +39,13 @@ async fn two_gibibytes_and_thirty_thousand_files_take_less_than_200_mib() {
     let before = peak();
     let manifest = bench.backup().await;
     let after = peak();
-    println!("{} bytes in {} files: peak {} MiB before, {} MiB after", manifest.size_bytes, manifest.files, before >> 20, after >> 20);
+    println!(
+        "{} bytes in {} files: peak {} MiB before, {} MiB after",
+        manifest.size_bytes,
+        manifest.files,
+        before >> 20,
+        after >> 20
+    );
     assert!(manifest.size_bytes > 1900 << 20 && manifest.files > 30_000);
     // What made the files counts as well (100 MiB), so this is an upper bound.
     assert!(after < 200 << 20, "{} MiB", after >> 20);
