@@ -10,6 +10,7 @@ mod commits_are_found;
 mod crash;
 mod format_is_readable;
 mod fuzz_short;
+mod cli_contract;
 mod layering;
 mod local_store_survives;
 mod oracle_is_sharp;

@@ -6,6 +6,7 @@ mod check;
 mod completions;
 mod config;
 mod context;
+mod demo;
 mod logging;
 mod not_available;
 mod output;
@@ -66,7 +67,7 @@ fn run(args: Vec<OsString>) -> u8 {
     };
     let variables = Variables::of_process();
     let variable = |name: &str| variables.get(name).map(str::to_owned);
-    let output = Output::new(cli.global.json, cli.global.quiet, cli.global.no_color, variable);
+    let output = Output::new(cli.global.json || wants_json, cli.global.quiet, cli.global.no_color, variable);
     let context = Context::new(cli.global, output, variables);
     let ended = start_runtime().and_then(|runtime| {
         let ended = runtime.block_on(dispatch(&context, cli.command));
@@ -93,10 +94,14 @@ fn start_runtime() -> Result<Runtime, Error> {
 async fn dispatch(context: &Context, command: Command) -> Ended {
     if !matches!(command, Command::Serve) {
         logging::start_client(context.global.verbose, context.global.quiet)?;
-        end_when_interrupted(context.output)?;
+        // The demo has something to take away first.
+        if !matches!(command, Command::Demo(_)) {
+            end_when_interrupted(context.output)?;
+        }
     }
     match command {
         Command::Serve => serve::run(context).await,
+        Command::Demo(args) => demo::run(context, &args).await,
         Command::Status(of) => status::run(context, &of).await,
         Command::Check(args) => check::run(context, &args).await,
         Command::Window(args) => window::run(context, &args).await,
@@ -136,7 +141,6 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Peek(_) => not_available::command("peek"),
         Command::Drill(_) => not_available::command("drill"),
         Command::Jobs(_) => not_available::command("jobs"),
-        _ => not_available::command("this command"),
     }
 }
 

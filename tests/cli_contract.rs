@@ -1,0 +1,197 @@
+//! Does the command line keep the contract: exit codes, stdout and stderr, JSON, secrets?
+
+use std::fs;
+use std::process::Output;
+
+use serde_json::Value;
+
+use crate::support::pg::test_dir;
+use crate::support::pgvault::Pgvault;
+
+const CLUSTER: &str = "[cluster.main]\nconninfo = \"host=127.0.0.1 port=1 user=x password=hunter2\"\n";
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[test]
+fn what_this_version_lacks_is_refused_with_exit_code_2() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    let lacking: &[&[&str]] = &[
+        &["backup", "verify", "20261119T020512-3f2a", "--quick"],
+        &["backup", "keep", "x"],
+        &["backup", "release", "x"],
+        &["backup", "delete", "x"],
+        &["standby", "create", "--to", "/nowhere"],
+        &["peek", "main", "--at", "now"],
+        &["drill", "main"],
+        &["wal", "verify"],
+        &["retention", "plan"],
+        &["expire", "apply"],
+        &["key", "init"],
+        &["jobs"],
+        &["repo", "stats"],
+        &["repo", "copy", "s3://x"],
+        &["config", "schema"],
+        &["recover", "main", "--to", "/nowhere", "--delta"],
+    ];
+    for args in lacking {
+        let (code, document) = pgvault.json(args);
+        assert_eq!(code, 2, "{args:?}: {document}");
+        assert_eq!(document["type"], "error", "{args:?}");
+        assert_eq!(document["code"], "E0003", "{args:?}");
+        assert!(document["message"].as_str().unwrap().contains("not available in this version"), "{args:?}: {document}");
+        assert!(!document["help"].as_array().unwrap().is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_usage_error_is_told_in_both_forms() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    for args in [&["backup", "lst"][..], &["no-such-command"], &["status", "--frob"], &["recover"], &[]] {
+        let output = pgvault.run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(stderr(&output).starts_with("error[E0002]: "), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("\nhelp: "), "{args:?}: {}", stderr(&output));
+        assert_eq!(stdout(&output), "", "{args:?}");
+        let (code, document) = pgvault.json(args);
+        assert_eq!((code, &document["code"]), (2, &Value::from("E0002")), "{args:?}");
+    }
+}
+
+#[test]
+fn a_failing_wal_fetch_ends_with_255_whatever_is_wrong() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    let segment = "000000010000000000000001";
+    for args in [&["wal", "fetch"][..], &["wal", "fetch", "main", segment], &["get-wal", "--frob"], &["archive-get"]] {
+        assert_eq!(pgvault.run(args).status.code(), Some(255), "usage: {args:?}");
+    }
+    fs::write(&pgvault.config, "[nonsense]\n").unwrap();
+    for name in ["wal-fetch", "get-wal", "archive-get"] {
+        let output = pgvault.run([name, "main", segment, "/nowhere/RECOVERYXLOG"]);
+        assert_eq!(output.status.code(), Some(255), "configuration: {name}");
+        assert!(stderr(&output).contains("E0101"), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_configuration_error_shows_its_place_and_ends_with_3() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    pgvault.config("[cluster.main]\nshedule = \"0 3 * * *\"\n");
+    for command in ["serve", "status", "check", "window"] {
+        let output = pgvault.run([command]);
+        assert_eq!(output.status.code(), Some(3), "{command}");
+        let text = stderr(&output);
+        assert!(text.contains("error[E0101]: unknown key `shedule` in [cluster.main]"), "{text}");
+        assert!(text.contains("pgvault.toml:12:1") && text.contains("^^^^^^^"), "{text}");
+        assert!(text.contains("help: did you mean `schedule`?"), "{text}");
+        assert!(!text.contains("stack backtrace") && !text.contains("RUST_BACKTRACE"), "{text}");
+    }
+    let output = pgvault.command(["config", "check"]).env("PGVAULT_SHEDULE", "x").output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+}
+
+#[test]
+fn encryption_is_refused_rather_than_ignored() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    pgvault.config(CLUSTER);
+    let output = pgvault.command(["serve"]).env("PGVAULT_REPOSITORY__ENCRYPTION", "age1abc").output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("not available in this version"), "{}", stderr(&output));
+}
+
+#[test]
+fn config_show_names_every_source_and_hides_secrets() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    pgvault.config(CLUSTER);
+    let output = pgvault.command(["config", "show"]).env("PGVAULT_SLOT", "mine").env("PGPASSWORD", "hunter3").output().unwrap();
+    let text = stdout(&output);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(!text.contains("hunter"), "{text}");
+    let line = |key: &str| text.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("{key}: {text}")).to_owned();
+    assert!(line("cluster.main.slot").ends_with("environment PGVAULT_SLOT"));
+    assert!(line("cluster.main.conninfo").contains("password=***"));
+    assert!(line("cluster.main.max_rpo").ends_with("default"));
+    assert!(line("daemon.state_dir").contains("pgvault.toml:2"));
+    let (code, document) = pgvault.json(&["config", "show"]);
+    assert_eq!(code, 0);
+    assert!(!document.to_string().contains("hunter"));
+    assert!(document["settings"].as_array().unwrap().len() > 40);
+}
+
+#[test]
+fn config_init_is_a_configuration() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    let text = pgvault.ok(["config", "init"]);
+    fs::write(&pgvault.config, text).unwrap();
+    assert!(pgvault.ok(["config", "check"]).contains("configuration ok"));
+    let (code, document) = pgvault.json(&["config", "check"]);
+    assert_eq!((code, &document["ok"]), (0, &Value::from(true)));
+}
+
+#[test]
+fn an_unknown_cluster_is_not_found() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    pgvault.config(CLUSTER);
+    for args in [&["status", "mian"][..], &["window", "mian"], &["backup", "list", "--cluster", "mian"]] {
+        let (code, document) = pgvault.json(args);
+        assert_eq!(code, 6, "{args:?}: {document}");
+        assert_eq!(document["code"], "E0004");
+    }
+    let output = pgvault.run(["wal", "fetch", "mian", "000000010000000000000001", "/nowhere/x"]);
+    assert_eq!(output.status.code(), Some(255));
+}
+
+#[test]
+fn a_time_without_a_zone_is_refused_with_both_readings() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    pgvault.config(CLUSTER);
+    for args in [
+        &["window", "main", "--at", "2026-11-20 05:22:36"][..],
+        &["recover", "main", "--to", "/nowhere", "--target-time", "2026-11-20 05:22:36"],
+    ] {
+        let (code, document) = pgvault.json(args);
+        assert_eq!((code, &document["code"]), (2, &Value::from("E0306")), "{args:?}: {document}");
+    }
+}
+
+#[test]
+fn completions_man_pages_and_version_are_made() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(pgvault.ok(["completions", shell]).contains("pgvault"), "{shell}");
+    }
+    let man = pgvault.state.join("man");
+    pgvault.ok(["man", man.to_str().unwrap()]);
+    let pages: Vec<String> =
+        fs::read_dir(&man).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    assert!(pages.iter().any(|page| page == "pgvault.1"), "{pages:?}");
+    assert!(pages.iter().any(|page| page.contains("wal-fetch")), "{pages:?}");
+    assert!(pgvault.ok(["version"]).starts_with("pgvault "));
+    assert_eq!(pgvault.json(&["version"]).1["name"], "pgvault");
+    assert!(pgvault.ok(["--help"]).contains("Exit codes"));
+}
+
+#[test]
+fn health_without_a_daemon_fails_and_says_so() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    pgvault.config(CLUSTER);
+    let output = pgvault.run(["health"]);
+    assert_ne!(output.status.code(), Some(0));
+    assert!(stderr(&output).contains("no daemon"), "{}", stderr(&output));
+}
