@@ -11,6 +11,7 @@ mod crash;
 mod format_is_readable;
 mod fuzz_short;
 mod cli_contract;
+mod daemon_serves;
 mod layering;
 mod local_store_survives;
 mod oracle_is_sharp;

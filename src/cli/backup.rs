@@ -6,7 +6,6 @@ use std::time::Duration;
 use recovery::BackupStatus;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
-use wal::PgTime;
 
 use super::Ended;
 use super::args::{BackupNow, Kind, OfCluster};
@@ -115,14 +114,12 @@ async fn by_ourselves(context: &Context, config: &Config, cluster: &ClusterConfi
     let pipeline = tokio::spawn(WalPipeline::run(parts, stop.clone()));
 
     let mut status = board.subscribe();
-    let streams = tokio::time::timeout(
-        STREAMING_WITHIN,
-        status.wait_for(|status| status.streaming() || status.state.needs_a_person()),
-    )
-    .await;
+    let decided = status.wait_for(|status| status.streaming() || status.state.needs_a_person());
+    // Only whether: what `wait_for` returns keeps the pipeline from telling anything more.
+    let streams = tokio::time::timeout(STREAMING_WITHIN, decided).await.is_ok_and(|decided| decided.is_ok());
     let seen = board.read(|status| (status.streaming(), status.error.clone()));
     let outcome = match (streams, seen) {
-        (Ok(Ok(_)), (true, _)) => {
+        (true, (true, _)) => {
             let lineage = stored::newest_lineage(&stored_cluster).await?;
             let connect = open::connect_options(config, cluster)?;
             let place = Place {
@@ -284,9 +281,4 @@ fn to_word(status: BackupStatus) -> &'static str {
         BackupStatus::WaitingForWal => "waiting_for_wal",
         BackupStatus::Failed => "failed",
     }
-}
-
-/// The time of a document's member as PostgreSQL's.
-pub(super) fn pg_time(value: &Value) -> Option<PgTime> {
-    time(value).map(PgTime::from)
 }

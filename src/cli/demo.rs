@@ -76,6 +76,9 @@ impl<'a> Story<'a> {
         self.detail(&format!("it is {moment}"));
         // The mistake must be later than the noted time, to the microsecond.
         tokio::time::sleep(Duration::from_millis(50)).await;
+        // Someone else goes on working. Recovery stops before the first commit after the noted time: were that the DROP
+        // itself, its lock on the table would already be there, and looking would wait for it.
+        primary.execute("INSERT INTO accounts VALUES (0, 'someone else', 0)").await?;
         primary.execute("DROP TABLE accounts").await?;
         self.detail(&self.output().paint(Color::Red, "DROP TABLE accounts;   -- oh no"));
         self.wait_until_stored(&primary).await?;

@@ -484,7 +484,8 @@ fn backup_verdict(view: &ClusterView, now: DateTime<Utc>, critical: &mut Vec<Str
     }
     let usable = view.backups().iter().rev().find(|backup| backup.status != BackupStatus::Failed);
     match usable {
-        None if view.stored.is_none() => {}
+        None if view.repository_error.is_some() => {}
+        None if view.stored.is_none() => warning.push("there is no backup yet".to_owned()),
         None if view.backup.running.is_some() => warning.push("the first backup is running".to_owned()),
         None => critical.push("there is no backup".to_owned()),
         Some(backup) => {
