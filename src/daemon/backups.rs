@@ -193,7 +193,7 @@ pub(super) async fn keep_taking(cluster: Arc<Cluster>, stop: CancellationToken) 
             Some((wish, reply)) = asked.receiver().recv() => {
                 let number = backups.begin(cluster.clock().now());
                 // Who asked may have gone; the backup is taken all the same.
-                let _ = reply.send(Ok(number));
+                drop(reply.send(Ok(number)));
                 take(&cluster, &mut asked, number, wish, &stop).await;
             }
             () = tokio::time::sleep(wait) => {
@@ -242,7 +242,7 @@ async fn take(cluster: &Arc<Cluster>, asked: &mut Lent<'_>, number: u64, wish: B
                 Some((_, reply)) = asked.receiver().recv() => {
                     let running = cluster.backups.activity().running.unwrap_or_default();
                     // Who asked may have gone.
-                    let _ = reply.send(Err(busy(&running)));
+                    drop(reply.send(Err(busy(&running))));
                 }
             }
         }

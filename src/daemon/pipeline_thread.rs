@@ -57,7 +57,7 @@ async fn run(cluster: &str, parts: WalParts, stop: CancellationToken) -> Result<
                 }
             };
             // The receiver is gone only when the daemon is.
-            let _ = ended.send(result);
+            drop(ended.send(result));
         })
         .map_err(|error| cannot(&error))?;
     end.await.unwrap_or_else(|error| Err(cannot(&error)))

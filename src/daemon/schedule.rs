@@ -111,10 +111,10 @@ mod tests {
 
     #[test]
     fn a_gap_makes_a_backup_due_until_one_follows_it() {
-        let gap = Some(at("2026-11-20T11:00:00Z"));
-        let before = Past { last_backup: Some(at("2026-11-20T03:00:00Z")), newest_gap: gap, ..Past::default() };
-        assert_eq!(next(Some(&schedule("0 3 * * *", "UTC")), &before, at(NOW)), Some((gap.unwrap(), Why::Gap)));
-        let after = Past { last_backup: Some(at("2026-11-20T11:01:00Z")), newest_gap: gap, ..Past::default() };
+        let gap = at("2026-11-20T11:00:00Z");
+        let before = Past { last_backup: Some(at("2026-11-20T03:00:00Z")), newest_gap: Some(gap), ..Past::default() };
+        assert_eq!(next(Some(&schedule("0 3 * * *", "UTC")), &before, at(NOW)), Some((gap, Why::Gap)));
+        let after = Past { last_backup: Some(at("2026-11-20T11:01:00Z")), newest_gap: Some(gap), ..Past::default() };
         assert_eq!(next(Some(&schedule("0 3 * * *", "UTC")), &after, at(NOW)).unwrap().1, Why::Scheduled);
     }
 

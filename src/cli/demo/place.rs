@@ -44,7 +44,7 @@ impl Place {
         let place = Self { pgvault: dir.join("bin/pgvault"), dir, bin, become_user };
         place.fill().inspect_err(|_| {
             // The reason for the failure is what matters; an empty directory that stays hurts nobody.
-            let _ = place.remove();
+            drop(place.remove());
         })?;
         Ok(place)
     }

@@ -104,7 +104,7 @@ impl Server {
         let (client, connection) = connected.map_err(|error| failed("connect to PostgreSQL", &error))?;
         // Ends when the session is dropped; its errors are those of the session's queries.
         tokio::spawn(async move {
-            let _ = connection.await;
+            drop(connection.await);
         });
         Ok(Session { client })
     }
@@ -124,7 +124,7 @@ pub(super) async fn stop_child(child: &mut Child, signal: Signal) {
     let asked = pid.is_some_and(|pid| kill_process(pid, signal).is_ok());
     if !asked || tokio::time::timeout(Duration::from_secs(20), child.wait()).await.is_err() {
         // Nothing more can be done about a child that cannot be killed.
-        let _ = child.kill().await;
+        drop(child.kill().await);
     }
 }
 
