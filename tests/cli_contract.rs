@@ -45,7 +45,10 @@ fn what_this_version_lacks_is_refused_with_exit_code_2() {
         assert_eq!(code, 2, "{args:?}: {document}");
         assert_eq!(document["type"], "error", "{args:?}");
         assert_eq!(document["code"], "E0003", "{args:?}");
-        assert!(document["message"].as_str().unwrap().contains("not available in this version"), "{args:?}: {document}");
+        assert!(
+            document["message"].as_str().unwrap().contains("not available in this version"),
+            "{args:?}: {document}"
+        );
         assert!(!document["help"].as_array().unwrap().is_empty(), "{args:?}");
     }
 }
@@ -114,11 +117,14 @@ fn config_show_names_every_source_and_hides_secrets() {
     let dir = test_dir();
     let pgvault = Pgvault::new(dir.path());
     pgvault.config(CLUSTER);
-    let output = pgvault.command(["config", "show"]).env("PGVAULT_SLOT", "mine").env("PGPASSWORD", "hunter3").output().unwrap();
+    let output =
+        pgvault.command(["config", "show"]).env("PGVAULT_SLOT", "mine").env("PGPASSWORD", "hunter3").output().unwrap();
     let text = stdout(&output);
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(!text.contains("hunter"), "{text}");
-    let line = |key: &str| text.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("{key}: {text}")).to_owned();
+    let line = |key: &str| {
+        text.lines().find(|line| line.starts_with(key)).unwrap_or_else(|| panic!("{key}: {text}")).to_owned()
+    };
     assert!(line("cluster.main.slot").ends_with("environment PGVAULT_SLOT"));
     assert!(line("cluster.main.conninfo").contains("password=***"));
     assert!(line("cluster.main.max_rpo").ends_with("default"));

@@ -62,10 +62,21 @@ fn a_daemon_tells_how_its_cluster_fares() {
     assert_eq!(cluster["postgres_version"], "17.11");
     assert_eq!(cluster["timeline"], 1);
     assert_eq!(cluster["primary"]["port"], setup.node.port);
-    for key in ["received_lsn", "flushed_lsn", "archived_lsn", "shipped_lsn", "lag_bytes", "rpo_seconds", "spool_segments", "spool_bytes"] {
+    for key in [
+        "received_lsn",
+        "flushed_lsn",
+        "archived_lsn",
+        "shipped_lsn",
+        "lag_bytes",
+        "rpo_seconds",
+        "spool_segments",
+        "spool_bytes",
+    ] {
         assert!(cluster["wal"].get(key).is_some(), "{key}: {cluster}");
     }
-    assert!(cluster["window"].get("gaps").is_some() && cluster["failovers"].is_array() && cluster["backups"]["count"] == 0);
+    assert!(
+        cluster["window"].get("gaps").is_some() && cluster["failovers"].is_array() && cluster["backups"]["count"] == 0
+    );
     pgvault.wait("the slot is seen", Duration::from_secs(40), || {
         let slot = &pgvault.json(&["status", "main"]).1["clusters"][0]["slots"][0];
         slot["name"] == "pgvault" && slot["active"] == true && slot["retained_bytes"].is_u64()
@@ -76,7 +87,8 @@ fn a_daemon_tells_how_its_cluster_fares() {
     let (code, check) = pgvault.json(&["check"]);
     assert_eq!(code, 10, "there is no backup yet: {check}");
     let checks = check["clusters"][0]["checks"].as_array().unwrap();
-    let of = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name}: {check}"));
+    let of =
+        |name: &str| checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name}: {check}"));
     assert_eq!(of("streaming")["status"], "ok", "{check}");
     assert_eq!(of("connection")["status"], "ok", "{check}");
     assert_eq!(of("replication")["status"], "ok", "{check}");
@@ -119,7 +131,12 @@ fn every_documented_metric_has_a_producer() {
     let setup = setup("");
     let daemon = serve(&setup);
     let pgvault = &setup.pgvault;
-    pgvault.wait("slots were asked for", Duration::from_secs(40), || pgvault.http("/metrics").1.contains("pgvault_slot_active{cluster=\"main\",host=\"127.0.0.1\",slot=\"pgvault\"} 1"));
+    pgvault.wait("slots were asked for", Duration::from_secs(40), || {
+        pgvault
+            .http("/metrics")
+            .1
+            .contains("pgvault_slot_active{cluster=\"main\",host=\"127.0.0.1\",slot=\"pgvault\"} 1")
+    });
     let (code, text) = pgvault.http("/metrics");
     assert_eq!(code, 200);
     let present = |name: &str, labels: &[String]| {
@@ -132,10 +149,16 @@ fn every_documented_metric_has_a_producer() {
     for (name, labels) in documented_metrics() {
         assert!(present(&name, &labels), "{name}{labels:?} is documented and has no sample:\n{text}");
     }
-    for (name, value) in [("pgvault_up{cluster=\"main\"}", "1"), ("pgvault_wal_streaming{cluster=\"main\"}", "1"), ("pgvault_repository_up", "1"), ("pgvault_timeline{cluster=\"main\"}", "1")] {
+    for (name, value) in [
+        ("pgvault_up{cluster=\"main\"}", "1"),
+        ("pgvault_wal_streaming{cluster=\"main\"}", "1"),
+        ("pgvault_repository_up", "1"),
+        ("pgvault_timeline{cluster=\"main\"}", "1"),
+    ] {
         assert!(text.lines().any(|line| line == format!("{name} {value}")), "{name}: {text}");
     }
-    let helps: BTreeSet<&str> = text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()).collect();
+    let helps: BTreeSet<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# HELP ")?.split(' ').next()).collect();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let name = line.split(['{', ' ']).next().unwrap();
         let family = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
@@ -167,7 +190,8 @@ fn a_reload_takes_what_is_right_and_keeps_the_old_when_it_is_wrong() {
     let setup = setup("");
     let daemon = serve(&setup);
     let pgvault = &setup.pgvault;
-    let successful = |value: &str| pgvault.http("/metrics").1.contains(&format!("pgvault_config_last_reload_successful {value}"));
+    let successful =
+        |value: &str| pgvault.http("/metrics").1.contains(&format!("pgvault_config_last_reload_successful {value}"));
     assert!(successful("1"));
 
     let good = fs::read_to_string(&pgvault.config).unwrap();
@@ -192,7 +216,9 @@ fn a_reload_takes_what_is_right_and_keeps_the_old_when_it_is_wrong() {
 
     fs::write(&pgvault.config, good).unwrap();
     daemon.signal("HUP");
-    pgvault.wait("the second cluster is gone", Duration::from_secs(40), || !pgvault.http("/metrics").1.contains("cluster=\"second\""));
+    pgvault.wait("the second cluster is gone", Duration::from_secs(40), || {
+        !pgvault.http("/metrics").1.contains("cluster=\"second\"")
+    });
     daemon.stop();
 }
 
@@ -221,7 +247,8 @@ fn backups_are_taken_listed_and_make_a_window() {
     let daemon = serve(&setup);
     let pgvault = &setup.pgvault;
     setup.node.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) i");
-    let (code, backup) = pgvault.json(&["backup", "now", "--wait", "--fast-checkpoint", "--name", "first", "--annotation", "by=test"]);
+    let (code, backup) =
+        pgvault.json(&["backup", "now", "--wait", "--fast-checkpoint", "--name", "first", "--annotation", "by=test"]);
     assert_eq!(code, 0, "{backup}\n{}", daemon.log());
     assert_eq!(backup["type"], "result");
     assert_eq!(backup["status"], "ok", "{backup}");
@@ -232,8 +259,24 @@ fn backups_are_taken_listed_and_make_a_window() {
     assert_eq!(code, 0);
     let listed = &list[0];
     for key in [
-        "id", "cluster", "lineage", "status", "kind", "started_at", "stopped_at", "start_lsn", "stop_lsn", "timeline",
-        "postgres_version", "size_bytes", "stored_bytes", "new_bytes", "files", "keep", "annotations", "recoverable_to",
+        "id",
+        "cluster",
+        "lineage",
+        "status",
+        "kind",
+        "started_at",
+        "stopped_at",
+        "start_lsn",
+        "stop_lsn",
+        "timeline",
+        "postgres_version",
+        "size_bytes",
+        "stored_bytes",
+        "new_bytes",
+        "files",
+        "keep",
+        "annotations",
+        "recoverable_to",
     ] {
         assert!(!listed[key].is_null(), "{key}: {listed}");
     }
@@ -311,7 +354,9 @@ fn post(pgvault: &Pgvault, path: &str, token: Option<&str>) -> u16 {
     let address = format!("127.0.0.1:{}", pgvault.http_port);
     let mut stream = std::net::TcpStream::connect(&address).unwrap();
     let token = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
-    let request = format!("POST {path} HTTP/1.0\r\nHost: {address}\r\n{token}Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}");
+    let request = format!(
+        "POST {path} HTTP/1.0\r\nHost: {address}\r\n{token}Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}"
+    );
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -332,7 +377,11 @@ fn a_port_that_is_taken_is_said_clearly() {
 fn one_broken_cluster_never_stops_the_others() {
     let setup = setup("");
     let text = fs::read_to_string(&setup.pgvault.config).unwrap();
-    fs::write(&setup.pgvault.config, format!("{text}\n[cluster.broken]\nconninfo = \"host=127.0.0.1 port=1 user=x\"\n")).unwrap();
+    fs::write(
+        &setup.pgvault.config,
+        format!("{text}\n[cluster.broken]\nconninfo = \"host=127.0.0.1 port=1 user=x\"\n"),
+    )
+    .unwrap();
     let daemon = serve(&setup);
     let (code, status) = setup.pgvault.json(&["status"]);
     assert_eq!(code, 0);

@@ -6,12 +6,12 @@
 mod support;
 
 mod backup_engine;
+mod cli_contract;
 mod commits_are_found;
 mod crash;
+mod daemon_serves;
 mod format_is_readable;
 mod fuzz_short;
-mod cli_contract;
-mod daemon_serves;
 mod layering;
 mod local_store_survives;
 mod oracle_is_sharp;

@@ -55,7 +55,15 @@ struct Story<'a> {
 impl<'a> Story<'a> {
     fn begin(context: &'a Context, args: &Demo) -> Result<Self> {
         let place = Place::make(&context.variables, args.dir.as_deref())?;
-        Ok(Self { context, place, primary: None, recovered: None, daemon: None, step: 0, began: context.clock.instant() })
+        Ok(Self {
+            context,
+            place,
+            primary: None,
+            recovered: None,
+            daemon: None,
+            step: 0,
+            began: context.clock.instant(),
+        })
     }
 
     async fn tell(&mut self) -> Result<()> {
@@ -63,7 +71,9 @@ impl<'a> Story<'a> {
         let primary = self.start_primary().await?;
         self.start_daemon().await?;
         self.say("Create a table and write rows");
-        primary.execute("CREATE TABLE accounts (id bigint PRIMARY KEY, owner text NOT NULL, balance bigint NOT NULL)").await?;
+        primary
+            .execute("CREATE TABLE accounts (id bigint PRIMARY KEY, owner text NOT NULL, balance bigint NOT NULL)")
+            .await?;
         primary.execute(&insert(1, ROWS.0)).await?;
         self.detail(&format!("{} rows in accounts", ROWS.0));
         self.back_up().await?;
@@ -71,7 +81,9 @@ impl<'a> Story<'a> {
         primary.execute(&insert(ROWS.0 + 1, ROWS.0 + ROWS.1)).await?;
         let before = summary(&primary).await?;
         self.detail(&format!("accounts now: {before}"));
-        let moment = primary.value("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')").await?;
+        let moment = primary
+            .value("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
+            .await?;
         self.say("Note the time, then make the mistake");
         self.detail(&format!("it is {moment}"));
         // The mistake must be later than the noted time, to the microsecond.
@@ -93,7 +105,11 @@ impl<'a> Story<'a> {
         }
         let all = self.context.clock.instant().saturating_duration_since(self.began);
         let good = self.output().paint(Color::Green, "everything is back");
-        self.output().text(&format!("\n{good}: recovered in {:.1} s, the whole demo took {:.1} s", took.as_secs_f64(), all.as_secs_f64()));
+        self.output().text(&format!(
+            "\n{good}: recovered in {:.1} s, the whole demo took {:.1} s",
+            took.as_secs_f64(),
+            all.as_secs_f64()
+        ));
         Ok(())
     }
 
@@ -158,7 +174,8 @@ impl<'a> Story<'a> {
             .parse()
             .map_err(|error| internal(&format!("{error}")))?;
         self.wait_for("the WAL is in the repository", async |story| {
-            let shipped = story.status().await.and_then(|status| status["wal"]["shipped_lsn"].as_str()?.parse::<Lsn>().ok());
+            let shipped =
+                story.status().await.and_then(|status| status["wal"]["shipped_lsn"].as_str()?.parse::<Lsn>().ok());
             Ok(shipped.is_some_and(|shipped| shipped >= end))
         })
         .await
@@ -205,12 +222,16 @@ impl<'a> Story<'a> {
             if let Some(daemon) = &mut self.daemon
                 && let Ok(Some(status)) = daemon.try_wait()
             {
-                return Err(Error::new(ErrorCode::Unclassified, format!("pgvault serve ended with {status}")).because(self.place.tail("pgvault.log")));
+                return Err(Error::new(ErrorCode::Unclassified, format!("pgvault serve ended with {status}"))
+                    .because(self.place.tail("pgvault.log")));
             }
             if self.context.clock.instant().saturating_duration_since(start) > STEP_WITHIN {
-                return Err(Error::new(ErrorCode::Unclassified, format!("still not after {} s: {what}", STEP_WITHIN.as_secs()))
-                    .because(self.place.tail("pgvault.log"))
-                    .help(format!("run it again with --keep and look into {}", self.place.dir.display())));
+                return Err(Error::new(
+                    ErrorCode::Unclassified,
+                    format!("still not after {} s: {what}", STEP_WITHIN.as_secs()),
+                )
+                .because(self.place.tail("pgvault.log"))
+                .help(format!("run it again with --keep and look into {}", self.place.dir.display())));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -234,7 +255,8 @@ impl<'a> Story<'a> {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(Error::new(ErrorCode::Unclassified, format!("`pgvault {}` failed with {}", args.join(" "), output.status)).because(said))
+        Err(Error::new(ErrorCode::Unclassified, format!("`pgvault {}` failed with {}", args.join(" "), output.status))
+            .because(said))
     }
 
     /// Stops what runs, in the order in which it depends, and takes everything away.

@@ -35,10 +35,15 @@ impl Place {
             None => std::env::temp_dir().join(format!("pgvault-demo-{:08x}", rand::random::<u32>())),
         };
         if fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some()) {
-            return Err(Error::new(ErrorCode::TargetDirectory, format!("{} is not empty", dir.display())).help("name another one: --dir DIR"));
+            return Err(Error::new(ErrorCode::TargetDirectory, format!("{} is not empty", dir.display()))
+                .help("name another one: --dir DIR"));
         }
         if !fits_socket(&dir) {
-            return Err(Error::new(ErrorCode::Usage, format!("{} is too long a path for a unix socket", dir.display())).help("name a shorter one: --dir /tmp/demo"));
+            return Err(Error::new(
+                ErrorCode::Usage,
+                format!("{} is too long a path for a unix socket", dir.display()),
+            )
+            .help("name a shorter one: --dir /tmp/demo"));
         }
         fs::create_dir_all(&dir).map_err(|error| cannot(&format!("make {}", dir.display()), &error))?;
         let place = Self { pgvault: dir.join("bin/pgvault"), dir, bin, become_user };
@@ -57,9 +62,17 @@ impl Place {
         }
         fs::set_permissions(self.dir.join("run"), fs::Permissions::from_mode(0o700)).map_err(io)?;
         if !self.become_user.is_empty() {
-            let status = std::process::Command::new("chown").arg("-R").arg("postgres:postgres").arg(&self.dir).status().map_err(io)?;
+            let status = std::process::Command::new("chown")
+                .arg("-R")
+                .arg("postgres:postgres")
+                .arg(&self.dir)
+                .status()
+                .map_err(io)?;
             if !status.success() {
-                return Err(Error::new(ErrorCode::Unclassified, format!("cannot give {} to the user postgres", self.dir.display())));
+                return Err(Error::new(
+                    ErrorCode::Unclassified,
+                    format!("cannot give {} to the user postgres", self.dir.display()),
+                ));
             }
         }
         // After the rest was given away: a hard link shares its owner with the program that was started.
@@ -117,14 +130,16 @@ fn find_programs(variables: &Variables) -> Result<PathBuf> {
         return if complete(Path::new(dir)) {
             Ok(PathBuf::from(dir))
         } else {
-            Err(Error::new(ErrorCode::NotFound, format!("PGVAULT_DEMO_BIN={dir} has no initdb and postgres")).help("name the directory of PostgreSQL's server programs"))
+            Err(Error::new(ErrorCode::NotFound, format!("PGVAULT_DEMO_BIN={dir} has no initdb and postgres"))
+                .help("name the directory of PostgreSQL's server programs"))
         };
     }
     if let Some(pg_config) = variables.get("PG_CONFIG") {
         let output = std::process::Command::new(pg_config).arg("--bindir").output();
         looked.extend(output.ok().map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())));
     }
-    looked.extend(variables.get("PATH").unwrap_or_default().split(':').filter(|dir| !dir.is_empty()).map(PathBuf::from));
+    looked
+        .extend(variables.get("PATH").unwrap_or_default().split(':').filter(|dir| !dir.is_empty()).map(PathBuf::from));
     looked.extend(installed("/usr/lib/postgresql", "bin"));
     looked.extend(installed("/usr", "bin").into_iter().filter(|dir| dir.to_string_lossy().contains("/pgsql-")));
     looked.into_iter().find(|dir| complete(dir)).ok_or_else(|| {
@@ -137,7 +152,8 @@ fn find_programs(variables: &Variables) -> Result<PathBuf> {
 
 /// `<root>/<version>/<sub>`, highest version first.
 fn installed(root: &str, sub: &str) -> Vec<PathBuf> {
-    let mut versions: Vec<PathBuf> = fs::read_dir(root).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let mut versions: Vec<PathBuf> =
+        fs::read_dir(root).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
     let number = |path: &PathBuf| -> u32 {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         name.trim_start_matches("pgsql-").parse().unwrap_or(0)
@@ -152,14 +168,16 @@ fn how_to_become_postgres() -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    let ways = [
-        "setpriv --reuid=postgres --regid=postgres --init-groups",
-        "runuser -u postgres --",
-    ];
+    let ways = ["setpriv --reuid=postgres --regid=postgres --init-groups", "runuser -u postgres --"];
     for way in ways {
         let way = words(way);
         let Some((first, rest)) = way.split_first() else { continue };
-        let works = std::process::Command::new(first).args(rest).arg("true").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let works = std::process::Command::new(first)
+            .args(rest)
+            .arg("true")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
         if works.is_ok_and(|status| status.success()) {
             return Ok(way);
         }

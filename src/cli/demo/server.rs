@@ -71,7 +71,14 @@ impl Server {
         let mut command = place.command(&place.bin.join("postgres"));
         command.arg("-D").arg(&self.data).args(["-p", &port, "-k"]).arg(&self.run);
         // It is thrown away: what it loses in a crash nobody misses. What pgvault keeps is flushed all the same.
-        for setting in ["listen_addresses=", "fsync=off", "wal_level=replica", "shared_buffers=32MB", "max_wal_senders=10", "max_slot_wal_keep_size=1GB"] {
+        for setting in [
+            "listen_addresses=",
+            "fsync=off",
+            "wal_level=replica",
+            "shared_buffers=32MB",
+            "max_wal_senders=10",
+            "max_slot_wal_keep_size=1GB",
+        ] {
             command.args(["-c", setting]);
         }
         command.stdout(place.log(&self.log)?).stderr(place.log(&self.log)?);
@@ -79,7 +86,8 @@ impl Server {
         let steps = STEP_WITHIN.as_millis() / 100;
         for _ in 0..steps {
             if let Ok(Some(status)) = child.try_wait() {
-                return Err(Error::new(ErrorCode::PostgresFailed, format!("postgres ended with {status}")).because(place.tail(&self.log)));
+                return Err(Error::new(ErrorCode::PostgresFailed, format!("postgres ended with {status}"))
+                    .because(place.tail(&self.log)));
             }
             if self.session().await.is_ok() {
                 self.child = Some(child);
