@@ -23,4 +23,5 @@ mod spool;
 mod storage_conformance;
 mod suite_is_complete;
 mod the_proxy_misbehaves;
+mod wal_fetch_contract;
 mod wal_reader;

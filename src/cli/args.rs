@@ -345,6 +345,9 @@ pub struct WalFetch {
     /// Where recovery will stop: WAL missing behind it is no hole
     #[arg(long, value_name = "LSN")]
     pub until: Option<Lsn>,
+    /// How long trouble is put up with before exit 255 [default: 2min; segments on a standby: 10s]
+    #[arg(long, value_name = "TIME", value_parser = crate::config::values::duration)]
+    pub patience: Option<std::time::Duration>,
     /// Cluster
     #[arg(value_name = "CLUSTER")]
     pub name: String,

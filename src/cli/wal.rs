@@ -38,7 +38,8 @@ pub(super) async fn fetch(context: &Context, args: &WalFetch) -> Ended {
         let repository = open::repository(&config, &context.clock, Arc::new(NoMeter), Missing::Refuse).await?;
         wal_fetch::lineage_of(&repository.cluster(&open::cluster_name(&cluster)?), data_directory).await
     };
-    let outcome = wal_fetch::run(&request, open, &NoLocalSource, FetchLimits::default(), context.clock.as_ref()).await;
+    let limits = args.patience.map_or_else(FetchLimits::default, FetchLimits::patient_for);
+    let outcome = wal_fetch::run(&request, open, &NoLocalSource, limits, context.clock.as_ref()).await;
     if let FetchOutcome::Failed(error) = &outcome {
         context.output.error(error);
     }

@@ -51,17 +51,36 @@ pub struct FetchRequest {
 pub struct FetchLimits {
     /// How long attempts are repeated before 255.
     pub patience: Duration,
-    /// The same where a standby waits, which can stream instead.
-    pub standby_patience: Duration,
+    /// The same for a segment that a standby asks for, which it can stream instead.
+    pub standby_segment: Duration,
+    /// The same for a history file that a standby asks for. "Absent" would be a lie that can end in two servers on one
+    /// timeline, and 255 ends a server that people read from: so it waits for the store, and goes on where it stood.
+    pub standby_history: Duration,
     /// Pause before the second attempt; doubled up to five seconds.
     pub first_pause: Duration,
+}
+
+impl FetchLimits {
+    /// Puts up with trouble for this long; on a standby only where the answer is then "absent".
+    pub fn patient_for(patience: Duration) -> Self {
+        Self { patience, standby_segment: patience, ..Self::default() }
+    }
+
+    fn for_request(&self, request: &FetchRequest) -> Duration {
+        match (request.standby, &request.file) {
+            (true, FetchName::Segment(_)) => self.standby_segment,
+            (true, _) => self.standby_history,
+            (false, _) => self.patience,
+        }
+    }
 }
 
 impl Default for FetchLimits {
     fn default() -> Self {
         Self {
             patience: Duration::from_secs(120),
-            standby_patience: Duration::from_secs(10),
+            standby_segment: Duration::from_secs(10),
+            standby_history: Duration::from_secs(3600),
             first_pause: Duration::from_millis(200),
         }
     }
@@ -133,7 +152,7 @@ async fn repeat(
     limits: FetchLimits,
     clock: &dyn Clock,
 ) -> FetchOutcome {
-    let patience = if request.may_end_in_absent() { limits.standby_patience } else { limits.patience };
+    let patience = limits.for_request(request);
     let begun = clock.instant();
     let mut pause = limits.first_pause;
     let mut opened: Option<LineageRepository> = None;
@@ -300,8 +319,9 @@ impl Trouble {
     /// Whether another attempt can end otherwise. A hole can: segments are stored in parallel.
     fn may_pass(&self) -> bool {
         match self {
+            // A repository that is not there can be one that is not mounted.
             Self::Opening(error) => {
-                !matches!(error.code(), ErrorCode::FormatTooNew | ErrorCode::InvalidConfig | ErrorCode::NotFound)
+                !matches!(error.code(), ErrorCode::FormatTooNew | ErrorCode::InvalidConfig | ErrorCode::ForeignCluster)
             }
             Self::Repository(error) => {
                 !matches!(error, RepositoryError::TooNew { .. } | RepositoryError::Mismatch { .. })

@@ -110,7 +110,8 @@ impl Fixture {
         let open = async || Ok(self.lineage.clone());
         let limits = FetchLimits {
             patience: Duration::from_millis(40),
-            standby_patience: Duration::from_millis(20),
+            standby_segment: Duration::from_millis(20),
+            standby_history: Duration::from_millis(30),
             first_pause: Duration::from_millis(1),
         };
         run(request, open, local, limits, &SystemClock).await
