@@ -141,7 +141,6 @@ fn a_hole_or_damage_or_a_store_out_of_reach_stops_recovery_and_never_ends_it() {
     assert_eq!(node.sql("SELECT count(*) FROM t"), "6");
 }
 
-
 #[test]
 fn a_running_standby_survives_a_store_out_of_reach() {
     let dir = test_dir();
