@@ -80,6 +80,15 @@ async fn a_wrong_or_missing_password_is_an_error_that_does_not_show_it() {
     assert!(!error.is_transient());
     let help = error.explain("cannot stream WAL of main").help_lines().join("\n");
     assert!(help.contains(".pgpass"), "{help}");
+    // Among several hosts, the one that turns us away is what a person must hear of.
+    let among = format!(
+        "host=127.0.0.1,127.0.0.1 port={},{} user=pgvault password=wrong",
+        crate::support::pg::free_port(),
+        node.port
+    );
+    let error_among = refused(&among).await;
+    assert_eq!(error_among.code(), ErrorCode::ConnectionRefused, "{error_among}");
+    assert_eq!(error_among.explain("x").help_lines(), error.explain("x").help_lines());
     let error = refused(&conninfo(&node, "")).await;
     assert_eq!(error.code(), ErrorCode::ConnectionRefused);
     assert!(error.to_string().contains("none is given"), "{error}");

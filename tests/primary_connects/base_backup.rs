@@ -1,7 +1,8 @@
 //! Base backups: both wire forms as the same events.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 
 use pgvault::primary::{BackupEvent, BaseBackupOptions, CheckpointMode, PgError};
@@ -82,5 +83,39 @@ async fn a_backup_with_a_tablespace_arrives_whole_from_every_major() {
         let bytes = std::fs::read(dir.path().join("2.tar")).unwrap();
         assert!(bytes.ends_with(&[0; 1024]));
         assert!(matches!(stream.next().await, Err(PgError::Protocol(_))));
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_page_fails_the_backup_after_all_of_it_was_sent_unless_verification_is_off() {
+    for major in [14, 18] {
+        let dir = test_dir();
+        let mut node = PgNode::init(dir.path(), "n", major, &["--data-checksums"], &[]);
+        node.start();
+        node.sql("CREATE TABLE t AS SELECT generate_series(1, 10000) AS i");
+        let path = node.sql("SELECT pg_relation_filepath('t')");
+        assert!(node.stop("fast", std::time::Duration::from_secs(30)));
+        let file = OpenOptions::new().write(true).open(node.data.join(&path)).unwrap();
+        file.write_all_at(b"damaged", 8192 + 4000).unwrap();
+        node.start();
+
+        let mut stream = connect(&node).await.base_backup(&fast()).await.unwrap();
+        let mut manifest = 0;
+        let error = loop {
+            match stream.next().await {
+                Ok(BackupEvent::Finished { .. }) => panic!("a backup with damaged pages must not finish"),
+                Ok(BackupEvent::Manifest(bytes)) => manifest += bytes.len(),
+                Ok(_) => {}
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.sqlstate(), Some("XX001"), "{error}");
+        assert!(manifest > 0);
+        assert!(stream.notices().iter().any(|notice| notice.message.contains(&path)), "{:?}", stream.notices());
+
+        let mut unverified = fast();
+        unverified.verify_checksums = false;
+        let mut stream = connect(&node).await.base_backup(&unverified).await.unwrap();
+        while !matches!(stream.next().await.unwrap(), BackupEvent::Finished { .. }) {}
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{PgError, Refusal, ServerError};
+use super::{HostFailure, PgError, Refusal, ServerError};
 use crate::error::{Error, ErrorCode};
 use crate::primary::conninfo::ConninfoError;
 
@@ -25,7 +25,8 @@ impl PgError {
                 _ => ErrorCode::InvalidConfig,
             },
             Self::Auth { .. } | Self::Tls { .. } => ErrorCode::ConnectionRefused,
-            Self::Unreachable { .. } | Self::NoSuitableHost { .. } | Self::WrongRole { .. } => ErrorCode::NoPrimary,
+            Self::NoSuitableHost { failures, .. } => needs_a_person(failures).map_or(ErrorCode::NoPrimary, Self::code),
+            Self::Unreachable { .. } | Self::WrongRole { .. } => ErrorCode::NoPrimary,
             Self::Refused(refusal) => code_of(&refusal.error).unwrap_or(ErrorCode::ConnectionRefused),
             Self::Server(error) => code_of(error).unwrap_or(ErrorCode::PostgresFailed),
             Self::TooOld { .. } => ErrorCode::ServerSettings,
@@ -45,6 +46,9 @@ impl PgError {
         let help: &[&str] = match self {
             Self::Refused(refusal) => return help_for_refusal(refusal),
             Self::Server(error) => return help_for_code(code_of(error), error, None),
+            Self::NoSuitableHost { failures, .. } if needs_a_person(failures).is_some() => {
+                return needs_a_person(failures).map(Self::help).unwrap_or_default();
+            }
             Self::Conninfo(_) => &["correct the conninfo; `pgvault config show` prints where each value comes from"],
             Self::Auth { .. } => &[
                 "give the password in ~/.pgpass (mode 0600): host:port:database:user:password, database `replication` or `*`",
@@ -65,6 +69,15 @@ impl PgError {
         };
         help.iter().map(|&line| line.to_owned()).collect()
     }
+}
+
+/// Of several hosts that failed, the first that turned us away: it may be the primary, and it will not change by itself.
+fn needs_a_person(failures: &[HostFailure]) -> Option<&PgError> {
+    let by_decision = [ErrorCode::ConnectionRefused, ErrorCode::NoReplicationRight, ErrorCode::ServerSettings];
+    failures
+        .iter()
+        .map(|failure| &failure.error)
+        .find(|error| !error.is_transient() && by_decision.contains(&error.code()))
 }
 
 /// The code for what a server said; `None` when its SQLSTATE has none of its own.
