@@ -2,7 +2,7 @@
 //!
 //! Only our own stores say from where we need WAL; the server's history says on which timeline it has it.
 
-use wal::{Lsn, SegmentNumber, SegmentSize, TimelineHistory, TimelineId};
+use wal::{Lsn, SegmentNumber, SegmentSize, TimelineHistory, TimelineId, TimelinePath};
 
 /// What we hold: everything before `end`, without a gap, on `timeline`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,17 +113,9 @@ pub(super) fn decide(
 /// On the timeline that left ours at `fork`, at the start of the segment that it has a copy of.
 fn successor(held: Position, fork: Lsn, server: &ServerPosition, size: SegmentSize) -> Start {
     let start = SegmentNumber::containing(fork, size).start(size);
-    let entries = server.history.entries();
-    let index = entries.iter().position(|entry| entry.parent == held.timeline);
-    // The next ancestor in the server's history, never `+ 1`: numbers may be skipped. Those that forked in the same
-    // segment have no WAL of their own before it: the last of them has the copy.
-    let next = index
-        .and_then(|index| {
-            entries[index + 1..]
-                .iter()
-                .find(|entry| SegmentNumber::containing(entry.switch_point, size).start(size) > start)
-        })
-        .map_or(server.history.timeline(), |entry| entry.parent);
+    // The next ancestor in the server's history, never `+ 1`: numbers may be skipped. Of those that forked in the same
+    // segment the last has the copy, which is how recovery reads it too.
+    let next = TimelinePath::new(&server.history, size).timeline_at(start);
     let beyond_fork = (held.end > fork).then_some(BeyondFork { timeline: held.timeline, fork, end: held.end });
     Start::At { timeline: next, start, beyond_fork }
 }
@@ -131,7 +123,7 @@ fn successor(held: Position, fork: Lsn, server: &ServerPosition, size: SegmentSi
 /// Where to go on without the WAL that the server no longer has: on its path, at the segment of what it still keeps.
 pub(super) fn after_gap(server: &ServerPosition, kept_from: Lsn, size: SegmentSize) -> (TimelineId, Lsn) {
     let start = SegmentNumber::containing(kept_from, size).start(size);
-    (wal::TimelinePath::new(&server.history, size).timeline_at(start), start)
+    (TimelinePath::new(&server.history, size).timeline_at(start), start)
 }
 
 #[cfg(test)]
