@@ -533,3 +533,72 @@ fn a_server_with_a_short_timeout_hears_from_us_in_time() {
     assert!(running.now().streaming());
     running.stop();
 }
+
+#[test]
+fn wal_beyond_a_fork_is_kept_and_other_branches_are_refused() {
+    let dir = test_dir();
+    let mut node = server(dir.path(), "node", &[("wal_keep_size", "256MB")]);
+    node.sql("CREATE TABLE t (n int, pad text)");
+    let mut one = node.make_standby(dir.path(), "one");
+    let mut other = node.make_standby(dir.path(), "other");
+    let vault = Vault::new(dir.path());
+    let running = vault.start(&node.conninfo());
+    running.wait_streaming();
+    one.start();
+    other.start();
+    node.sql("INSERT INTO t SELECT n, repeat('x', 500) FROM generate_series(1, 3000) n");
+    let shared = flush_lsn(&node);
+    for standby in [&one, &other] {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while standby.sql(&format!("SELECT pg_last_wal_replay_lsn() >= '{shared}'")) != "t" {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // From here on it hears nothing.
+        standby.sql("ALTER SYSTEM SET primary_conninfo = ''");
+        standby.sql("SELECT pg_reload_conf()");
+    }
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while node.sql("SELECT count(*) FROM pg_stat_replication WHERE application_name <> 'pgvault'") != "0" {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    node.sql("INSERT INTO t SELECT n, repeat('z', 500) FROM generate_series(1, 4000) n");
+    let acknowledged = flush_lsn(&node);
+    running.wait_shipped(acknowledged);
+    running.stop();
+    assert!(node.stop("fast", Duration::from_secs(30)));
+
+    one.promote();
+    one.sql("INSERT INTO t VALUES (1, 'on timeline 2')");
+    let running = vault.start(&one.conninfo());
+    let end = flush_lsn(&one);
+    let two = TimelineId::new(2).unwrap();
+    let status =
+        running.wait("the new timeline", |status| status.timeline == Some(two) && status.shipped == status.server_end);
+    assert!(status.flushed >= Some(end));
+    assert_eq!(status.gaps, []);
+    let beyond = status.beyond_fork[0];
+    assert!(beyond.start >= shared && beyond.start < acknowledged && beyond.end >= acknowledged, "{beyond:?}");
+    running.stop();
+    // What was acknowledged beyond the fork is stored to its last byte.
+    let last = segment(1, acknowledged);
+    assert!(vault.tail(last).unwrap().1 >= acknowledged);
+    assert!(vault.segments().contains(&segment(1, acknowledged.saturating_sub(SIZE))));
+
+    // The former primary comes back on the timeline that was left.
+    node.start();
+    let running = vault.start(&node.conninfo());
+    let status = running.wait("a lower timeline is refused", |status| status.state == WalState::Refused);
+    assert_eq!(status.error.unwrap().code().as_str(), "E0501");
+    running.stop();
+
+    // The same number with another history.
+    other.sql("CHECKPOINT");
+    other.promote();
+    other.sql("INSERT INTO t VALUES (2, 'on another timeline 2')");
+    let running = vault.start(&other.conninfo());
+    let status = running.wait("refused or diverged", |status| status.state.needs_a_person());
+    assert!(["E0205", "E0501"].contains(&status.error.unwrap().code().as_str()));
+    running.stop();
+}

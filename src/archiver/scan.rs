@@ -127,8 +127,8 @@ impl Archiver {
         {
             cursor.skip_tail(chain.end);
             run.tail_ends.insert(name, chain.end);
-            self.tell_shipped(run);
         }
+        self.tell_shipped(run);
         Ok(cursor)
     }
 

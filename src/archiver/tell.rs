@@ -18,12 +18,16 @@ impl Archiver {
     /// What the repository holds without a hole: whole segments, and the tail right after them.
     pub(super) fn tell_shipped(&self, run: &mut Run) {
         let mut shipped = self.board.read(|status| status.archived);
+        let mut timeline = None;
         for (name, held) in self.spool.held() {
             if run.confirmed.contains(&name) {
                 shipped = Some(self.spool.end_of(name, held));
+                timeline = Some(name.timeline());
                 continue;
             }
-            shipped = run.tail_ends.get(&name).copied().or(shipped);
+            // A new timeline may begin before the end of what is stored of the one that was left.
+            let begins = timeline.is_some_and(|before| before < name.timeline()).then(|| self.spool.start_of(name));
+            shipped = run.tail_ends.get(&name).copied().or(begins).or(shipped);
             break;
         }
         if let Some(shipped) = shipped {

@@ -1,14 +1,17 @@
 //! What a scan must know before its first segment: the record that may span into it, and the latest commit time so far.
 
-use std::io::Read as _;
+use std::io::{self, Read as _, Write};
 
 use sha2::{Digest as _, Sha256};
+use tokio::task::spawn_blocking;
 use wal::{Lsn, PgTime, SegmentName, SegmentNumber, SegmentSize, TimelinePath, WalReader};
 
 use super::scanner::ScanState;
 use crate::repository::{LineageRepository, RepositoryError, RepositoryResult};
 use crate::spool::{Held, Spool, SpoolError};
 
+/// Read at once.
+const PIECE: usize = 1 << 20;
 /// A record can span segments; one that spans more than this is not waited for.
 const MOST_SEGMENTS_BACK: usize = 64;
 
@@ -22,6 +25,8 @@ pub(super) enum WarmUpError {
 }
 
 /// The state at the first byte of `name`.
+///
+/// Read is from the nearest segment before it in which a record is known to begin: usually the one right before.
 pub(super) async fn warm_up(
     spool: &Spool,
     repository: &LineageRepository,
@@ -31,27 +36,28 @@ pub(super) async fn warm_up(
     let start = spool.start_of(name);
     let path = TimelinePath::new(&spool.history(name.timeline())?, size);
     let max_time = max_time_before(repository, &path, start, size).await?;
-    let fresh = || WalReader::new(size, start).expecting(spool.system_identifier());
-
-    let mut segments = Vec::new();
-    for _ in 0..MOST_SEGMENTS_BACK {
-        let first = segments.last().map_or(start, |(_, first, _): &(SegmentName, Lsn, Vec<u8>)| *first);
+    let mut before: Vec<SegmentName> = Vec::new();
+    let mut first = start;
+    while before.len() < MOST_SEGMENTS_BACK {
         let Some(number) = SegmentNumber::containing(first, size).previous() else { break };
-        let before = SegmentName::new(path.timeline_at(number.start(size)), number, size);
-        let Some(bytes) = plain(spool, repository, before).await? else { break };
-        segments.push((before, number.start(size), bytes));
-
-        let mut reader = WalReader::new(size, number.start(size)).expecting(spool.system_identifier());
-        let valid = segments.iter().rev().all(|(_, _, bytes)| reader.push(bytes, &mut |_| {}).is_ok());
-        if !valid {
-            break;
+        first = number.start(size);
+        before.push(SegmentName::new(path.timeline_at(first), number, size));
+        let mut reader = Some(WalReader::new(size, first).expecting(spool.system_identifier()));
+        for &name in before.iter().rev() {
+            reader = match reader {
+                Some(reader) => read_on(spool, repository, name, reader).await?,
+                None => break,
+            };
         }
-        // Something was proven, so whatever spans into `name` began in what was read.
-        if reader.valid_end() > number.start(size) {
-            return Ok(ScanState { reader, max_time });
+        match reader {
+            // Something was proven, so whatever spans into `name` began in what was read.
+            Some(reader) if reader.valid_end() > first => return Ok(ScanState { reader, max_time }),
+            Some(_) => {}
+            None => break,
         }
     }
-    Ok(ScanState { reader: fresh(), max_time })
+    let reader = WalReader::new(size, start).expecting(spool.system_identifier());
+    Ok(ScanState { reader, max_time })
 }
 
 /// Whether the repository holds exactly the bytes of a complete segment of the spool.
@@ -61,41 +67,72 @@ pub(super) async fn is_stored(
     name: SegmentName,
 ) -> Result<bool, WarmUpError> {
     let Some(header) = repository.segment_header(name).await? else { return Ok(false) };
-    Ok(match spooled(spool, name).await? {
-        Some(bytes) => <[u8; 32]>::from(Sha256::digest(&bytes)) == header.sha256,
-        None => false,
-    })
+    let spool = spool.clone();
+    let hash = move || {
+        let mut hash = Sha256::new();
+        each_piece(&spool, name, |piece| {
+            hash.update(piece);
+            true
+        })?;
+        Ok::<[u8; 32], SpoolError>(hash.finalize().into())
+    };
+    let ours = spawn_blocking(hash).await.map_err(|error| SpoolError::Helper(error.to_string()))??;
+    Ok(ours == header.sha256)
 }
 
-/// A complete segment, from the spool or else from the repository.
-async fn plain(
+/// Pushes a complete segment, from the spool or else from the repository, into a reader. `None` when there is no such
+/// segment, or when it is not valid WAL.
+async fn read_on(
     spool: &Spool,
     repository: &LineageRepository,
     name: SegmentName,
-) -> Result<Option<Vec<u8>>, WarmUpError> {
-    if let Some(bytes) = spooled(spool, name).await? {
-        return Ok(Some(bytes));
+    reader: WalReader,
+) -> Result<Option<WalReader>, WarmUpError> {
+    if spool.get(name) == Some(Held::Complete) {
+        let spool = spool.clone();
+        let read = move || {
+            let mut reader = Some(reader);
+            each_piece(&spool, name, |piece| {
+                reader.take_if(|reader| reader.push(piece, &mut |_| {}).is_err());
+                reader.is_some()
+            })?;
+            Ok::<_, SpoolError>(reader)
+        };
+        return Ok(spawn_blocking(read).await.map_err(|error| SpoolError::Helper(error.to_string()))??);
     }
-    let mut bytes = Vec::new();
-    match repository.fetch_segment(name, &mut bytes).await {
-        Ok(_) => Ok(Some(bytes)),
+    let mut sink = ReaderSink(Some(reader));
+    match repository.fetch_segment(name, &mut sink).await {
+        Ok(_) => Ok(sink.0),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
-async fn spooled(spool: &Spool, name: SegmentName) -> Result<Option<Vec<u8>>, SpoolError> {
-    if spool.get(name) != Some(Held::Complete) {
-        return Ok(None);
+/// Lets fetched bytes run through a reader, in place of holding a whole segment.
+struct ReaderSink(Option<WalReader>);
+
+impl Write for ReaderSink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.take_if(|reader| reader.push(bytes, &mut |_| {}).is_err());
+        Ok(bytes.len())
     }
-    let spool = spool.clone();
-    let read = move || {
-        let mut bytes = Vec::new();
-        let mut file = spool.open_for_reading(name)?;
-        file.read_to_end(&mut bytes).map_err(|source| SpoolError::Io { path: spool.path(name), source })?;
-        Ok(Some(bytes))
-    };
-    tokio::task::spawn_blocking(read).await.map_err(|error| SpoolError::Helper(error.to_string()))?
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads a segment of the spool piece by piece, for as long as `on_piece` wants more.
+fn each_piece(spool: &Spool, name: SegmentName, mut on_piece: impl FnMut(&[u8]) -> bool) -> Result<(), SpoolError> {
+    let io = |source| SpoolError::Io { path: spool.path(name), source };
+    let mut file = spool.open_for_reading(name)?;
+    let mut buffer = vec![0; PIECE];
+    loop {
+        let count = file.read(&mut buffer).map_err(io)?;
+        if count == 0 || !on_piece(&buffer[..count]) {
+            return Ok(());
+        }
+    }
 }
 
 /// The running maximum of commit times at `start`: from the last segment that is stored before it, on its path.

@@ -145,6 +145,7 @@ impl Receiver {
             None => None,
         };
         let (timeline, start) = self.decide(&server, kept_from)?;
+        self.leave_all_but(SegmentName::containing(timeline, start, self.spool.segment_size()))?;
         self.board.update(|status| {
             status.primary = Some(host);
             status.postgres_version = Some(version);
@@ -249,6 +250,14 @@ impl Receiver {
         }
     }
 
+    /// Where streaming goes on elsewhere (a fork behind what we hold, a gap), nothing more comes for the segment held in part.
+    fn leave_all_but(&self, next: SegmentName) -> Result<(), Trouble> {
+        match self.spool.last() {
+            Some((name, _)) if name != next => Ok(self.spool.leave(name)?),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// The server has no more what we need next: the loss is recorded, exactly, before anything after it is taken in.
     fn go_on_without(
         &self,
@@ -284,9 +293,6 @@ impl Receiver {
             .collect();
         self.gaps.record(gaps).map_err(Trouble::Own)?;
         tracing::error!(from = %held.end, to = %start, "WAL is lost: a gap was recorded");
-        if let Some((name, _)) = self.spool.last() {
-            self.spool.leave(name)?;
-        }
         Ok((timeline, start))
     }
 

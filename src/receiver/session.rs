@@ -93,6 +93,8 @@ impl Session<'_> {
         let mut next_status = last_message + self.cadence.status;
         let mut next_sync = None;
         let mut asked = false;
+        // Says where we are, and makes an idle server say that it is there.
+        self.tell(writer, intake, true).await?;
         loop {
             if self.settings.synchronous && !intake.is_clean() {
                 intake.want_durable();

@@ -94,9 +94,10 @@ impl Trouble {
         match self {
             Self::Postgres(error) if error.is_transient() || error.is_wal_removed() => Pause::Growing,
             Self::Spool(error) if error.is_no_space() => Pause::ForRoom,
-            Self::Silent(_) | Self::Spool(_) | Self::Held { .. } => Pause::Growing,
-            Self::Postgres(_) | Self::Diverged { .. } | Self::Refused(_) | Self::Conflict(_) => Pause::Longest,
-            Self::SlotLost(_) | Self::Own(_) => Pause::Longest,
+            Self::Silent(_) | Self::Spool(_) | Self::Held { .. } | Self::SlotLost(_) => Pause::Growing,
+            Self::Postgres(_) | Self::Diverged { .. } | Self::Refused(_) | Self::Conflict(_) | Self::Own(_) => {
+                Pause::Longest
+            }
         }
     }
 
