@@ -12,6 +12,7 @@ mod crash;
 mod daemon_serves;
 mod format_is_readable;
 mod fuzz_short;
+mod documents;
 mod layering;
 mod local_store_survives;
 mod oracle_is_sharp;
