@@ -129,8 +129,12 @@ fn the_page_for_a_bad_night_brings_the_table_back() {
         reader.runs(&script);
     }
     let latest = reader.has("LATEST_PORT");
-    reader.runs(&format!("until [ \"$(psql -p {latest} -Atc 'SELECT pg_is_in_recovery()')\" = f ]; do sleep 0.2; done"));
-    assert_eq!(reader.asks(latest, "SELECT to_regclass('important') IS NULL, to_regclass('after_the_drop') IS NOT NULL"), "t|t");
+    reader
+        .runs(&format!("until [ \"$(psql -p {latest} -Atc 'SELECT pg_is_in_recovery()')\" = f ]; do sleep 0.2; done"));
+    assert_eq!(
+        reader.asks(latest, "SELECT to_regclass('important') IS NULL, to_regclass('after_the_drop') IS NOT NULL"),
+        "t|t"
+    );
     drop(stops);
     daemon.stop();
 }
