@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use pgvault::spool::{Held, HeldPrefix, KeptHistory, Spool, SpoolError, SpoolOptions, WriteError};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use wal::{Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineId, WalReader, read_segment_header};
+use wal::{Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineId, WalEvent, WalReader, read_segment_header};
 
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::wal_truth;
@@ -85,7 +85,14 @@ impl RealWal {
     }
 
     fn open(&self, dir: &Path) -> Spool {
-        Spool::open(self.options(dir)).unwrap()
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        loop {
+            match Spool::open(self.options(dir)) {
+                // Other tests start programs: between fork and exec such a child holds the lock that was just given up.
+                Err(SpoolError::InUse { .. }) if std::time::Instant::now() < deadline => std::thread::yield_now(),
+                opened => return opened.unwrap(),
+            }
+        }
     }
 }
 
@@ -198,6 +205,45 @@ fn a_spare_that_was_never_written_is_not_held() {
     drop((spare, spool));
     assert_eq!(wal.open(dir.path()).held().len(), 1);
     assert!(!partial(dir.path(), wal.name(1)).exists());
+}
+
+#[test]
+fn what_only_aligns_the_next_record_is_as_the_server_has_it_whatever_was_torn() {
+    let wal = RealWal::get();
+    let mut reader = WalReader::new(size(), wal.lsn(1)).with_all_records();
+    let mut padded = None;
+    let read = reader.push(wal.segment(1), &mut |event| {
+        if let WalEvent::Record(record) = event
+            && record.length % 8 != 0
+        {
+            padded = padded.max(Some((8 - record.length as usize % 8, record.end)));
+        }
+    });
+    read.unwrap();
+    let (padding, end) = padded.expect("some record has a length that is no multiple of 8");
+    let used = usize::try_from(end.bytes_since(wal.lsn(1))).unwrap();
+    for torn in 1..=padding {
+        let dir = tempfile::tempdir().unwrap();
+        let mut content = wal.segment(1).to_vec();
+        content[used - torn..].fill(0xA5);
+        fs::write(partial(dir.path(), wal.name(1)), &content).unwrap();
+        let spool = wal.open(dir.path());
+        assert_eq!(spool.get(wal.name(1)), Some(Held::Open { durable: end }));
+        let now = fs::read(partial(dir.path(), wal.name(1))).unwrap();
+        assert!(now[..used] == wal.segment(1)[..used], "{torn}");
+    }
+}
+
+#[test]
+fn an_incomplete_segment_that_was_cut_short_counts_for_what_is_there() {
+    let wal = RealWal::get();
+    let dir = tempfile::tempdir().unwrap();
+    let cut = usize::try_from(SIZE / 2).unwrap();
+    fs::write(partial(dir.path(), wal.name(1)), &wal.segment(1)[..cut]).unwrap();
+    let spool = wal.open(dir.path());
+    let expected = wal.last_end(wal.lsn(1), wal.lsn(1).saturating_add(SIZE / 2)).unwrap();
+    assert_eq!(spool.get(wal.name(1)), Some(Held::Open { durable: expected }));
+    assert_eq!(fs::metadata(partial(dir.path(), wal.name(1))).unwrap().len(), SIZE);
 }
 
 #[test]

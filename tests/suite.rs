@@ -5,6 +5,7 @@
 
 mod support;
 
+mod acknowledgement;
 mod backup_engine;
 mod cli_contract;
 mod commits_are_found;
@@ -13,6 +14,7 @@ mod daemon_serves;
 mod documents;
 mod format_is_readable;
 mod fuzz_short;
+mod kill_nine;
 mod layering;
 mod local_store_survives;
 mod oracle_is_sharp;
@@ -24,5 +26,6 @@ mod spool;
 mod storage_conformance;
 mod suite_is_complete;
 mod the_proxy_misbehaves;
+mod two_daemons;
 mod wal_fetch_contract;
 mod wal_reader;

@@ -140,17 +140,24 @@ fn check_partial(
     others: &BTreeMap<SegmentName, Held>,
 ) -> Result<Option<Lsn>, SpoolError> {
     let path = dir.join(name.partial());
-    check_size(&path, name, size)?;
     let file = OpenOptions::new().read(true).write(true).open(&path).map_err(SpoolError::io(&path))?;
+    if file.metadata().map_err(SpoolError::io(&path))?.len() < size.bytes() {
+        // Never left so by us. What is there still counts for what it is; the rest is received again.
+        tracing::warn!(path = %path.display(), "an incomplete segment of the spool was cut short");
+        disk::reserve(&file, size.bytes()).map_err(SpoolError::io(&path))?;
+    }
+    check_size(&path, name, size)?;
     // What was written before a crash of this program alone is still in the cache: make it durable, then look at the disk.
     file.sync_all().and_then(|()| disk::drop_from_cache(&file)).map_err(SpoolError::io(&path))?;
     let before = previous(others.iter().map(|(&name, &held)| (name, held)), name, size);
-    let (start, end) = valid_part(dir, size, system, name, &file, before)?;
+    let Valid { start, end, padding } = valid_part(dir, size, system, name, &file, before)?;
     if end <= start {
         fs::remove_file(&path).map_err(SpoolError::io(&path))?;
         return Ok(None);
     }
-    zero_from(&file, end.bytes_since(start), size).and_then(|()| file.sync_all()).map_err(SpoolError::io(&path))?;
+    zero_from(&file, end.bytes_since(start) - padding, size)
+        .and_then(|()| file.sync_all())
+        .map_err(SpoolError::io(&path))?;
     Ok(Some(end))
 }
 
@@ -178,7 +185,7 @@ pub(super) fn rewrite_partial(
         .and_then(SegmentNumber::previous)
         .map(|number| SegmentName::new(name.timeline(), number, size))
         .filter(|name| dir.join(name.to_string()).exists());
-    let (start, end) = valid_part(dir, size, system, name, &old, before)?;
+    let Valid { start, end, padding } = valid_part(dir, size, system, name, &old, before)?;
     if end <= start {
         fs::remove_file(&path).map_err(SpoolError::io(&path))?;
         disk::sync_dir(dir)?;
@@ -190,7 +197,7 @@ pub(super) fn rewrite_partial(
         disk::reserve(&new, size.bytes())?;
         let mut buffer = vec![0; PIECE];
         let mut offset = 0;
-        let len = end.bytes_since(start);
+        let len = end.bytes_since(start) - padding;
         while offset < len {
             let piece = usize::try_from(len - offset).unwrap_or(PIECE).min(PIECE);
             old.read_exact_at(&mut buffer[..piece], offset)?;
@@ -220,7 +227,18 @@ fn previous(
         .map(|(other, _)| other)
 }
 
-/// First byte of a segment, and first byte after its last valid record; the former when no record is proven.
+/// What is valid of an incomplete segment.
+struct Valid {
+    /// First byte of the segment.
+    start: Lsn,
+    /// First byte after its last valid record; `start` when no record is proven.
+    end: Lsn,
+    /// So many bytes before `end` only align the next record. No checksum covers them: in a segment that ended in torn
+    /// bytes they can be anything, where the server has zeros (`CopyXLogRecordToWAL`, xlog.c).
+    padding: u64,
+}
+
+/// Finds out how much of a segment is valid.
 ///
 /// The segment before it, when it is there, completes a record that spans the two. Without it that record's rest is skipped.
 fn valid_part(
@@ -230,25 +248,27 @@ fn valid_part(
     name: SegmentName,
     file: &File,
     before: Option<SegmentName>,
-) -> Result<(Lsn, Lsn), SpoolError> {
+) -> Result<Valid, SpoolError> {
     let number = name.number(size).unwrap_or(SegmentNumber::new(0));
     let (start, segment_end) = (number.start(size), number.end(size));
-    let mut reader = WalReader::new(size, start).expecting(system);
+    let mut reader = WalReader::new(size, start).expecting(system).with_all_records();
     if let Some(before) = before {
         let path = dir.join(before.to_string());
         let previous = File::open(&path).map_err(SpoolError::io(&path))?;
-        let mut spanning = WalReader::new(size, start.saturating_sub(size.bytes())).expecting(system);
+        let mut spanning = WalReader::new(size, start.saturating_sub(size.bytes())).expecting(system).with_all_records();
         // A damaged predecessor is the archiver's to report; here it only cannot help.
         if feed(&previous, size, &mut spanning, &mut |_| {}).map_err(SpoolError::io(&path))?.is_none() {
             reader = spanning;
         }
     }
     let mut switch = None;
+    // End and padding of the last two records: the last one may be a switch.
+    let mut last = [(start, 0); 2];
     let path = dir.join(name.partial());
-    let problem = feed(file, size, &mut reader, &mut |event| {
-        if let WalEvent::Switch { lsn, .. } = event {
-            switch = Some(lsn);
-        }
+    let problem = feed(file, size, &mut reader, &mut |event| match event {
+        WalEvent::Switch { lsn, .. } => switch = Some(lsn),
+        WalEvent::Record(record) => last = [last[1], (record.end, u64::from(record.length.wrapping_neg() % 8))],
+        _ => {}
     })
     .map_err(SpoolError::io(&path))?;
     if let Some(WalError { problem: WalProblem::Layout { .. }, .. }) = problem {
@@ -258,7 +278,9 @@ fn valid_part(
     // A switch record ends at the segment's end, which the zeros after it cannot prove to have been received: it is
     // asked for again.
     let end = switch.filter(|_| reader.valid_end() >= segment_end).unwrap_or(reader.valid_end());
-    Ok((start, end.clamp(start, segment_end)))
+    let end = end.clamp(start, segment_end);
+    let padding = last.iter().find(|(record_end, _)| *record_end == end).map_or(0, |&(_, padding)| padding);
+    Ok(Valid { start, end, padding: padding.min(end.bytes_since(start)) })
 }
 
 /// Pushes a whole segment file into a reader; tells why it is not valid to its end.

@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "helpers are public to all tests of this one binary")]
 #![allow(missing_docs, reason = "fields that say all by their name")]
 
+pub mod attacked;
 pub mod fake_s3;
 pub mod fuzz_targets;
 pub mod ledger;

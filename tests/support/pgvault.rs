@@ -121,21 +121,23 @@ impl Pgvault {
 
     /// Starts the daemon and waits until its control socket answers.
     pub fn serve(&self) -> Daemon {
-        let log_path = self.dir.join(format!("serve-{}.log", free_port()));
-        let log = fs::File::create(&log_path).unwrap();
-        let mut child = self.command(["serve"]).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                panic!("serve ended with {status}:\n{}", fs::read_to_string(&log_path).unwrap());
-            }
-            if self.run(["health"]).status.success() {
-                break;
-            }
-            assert!(Instant::now() < deadline, "serve did not come up:\n{}", fs::read_to_string(&log_path).unwrap());
+        let mut daemon = self.spawn_serve(&[]);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !self.run(["health"]).status.success() {
+            assert!(!daemon.has_ended(), "serve ended:\n{}", daemon.log());
+            assert!(Instant::now() < deadline, "serve did not come up:\n{}", daemon.log());
             std::thread::sleep(Duration::from_millis(50));
         }
-        Daemon { child: Some(child), log_path }
+        daemon
+    }
+
+    /// Starts the daemon with these variables and does not wait for anything.
+    pub fn spawn_serve(&self, variables: &[(&str, &str)]) -> Daemon {
+        let log_path = self.dir.join(format!("serve-{}.log", free_port()));
+        let log = fs::File::create(&log_path).unwrap();
+        let mut command = self.command(["serve"]);
+        command.envs(variables.iter().copied()).stdout(log.try_clone().unwrap()).stderr(log);
+        Daemon { child: Some(command.spawn().unwrap()), log_path }
     }
 
     /// Waits until `status` says that WAL is streaming.
@@ -179,6 +181,11 @@ impl Daemon {
     /// Its pid; `setpriv` keeps it when it becomes the program.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some())
     }
 
     /// What it wrote to its log.
