@@ -12,8 +12,8 @@ use wal::{Lsn, SegmentName, SegmentNumber, TimelineId};
 use crate::support::attacked::{Attacked, LIMIT, install, size, spool, wait_shipped};
 use crate::support::oracle::Oracle;
 use crate::support::pg::{PgNode, test_dir};
-use crate::support::plain_restore::wait_until_writable;
 use crate::support::pgvault::Pgvault;
+use crate::support::plain_restore::wait_until_writable;
 use crate::support::proxy::{Direction, Proxy};
 use crate::support::truth::{Target, Truth};
 
@@ -92,9 +92,9 @@ impl Audit {
             .iter()
             .find_map(|file| fs::File::open(dir.as_ref()?.join(file)).ok());
         let mut held = vec![0; usize::try_from(flush.bytes_since(from)).unwrap()];
-        let read = file.ok_or_else(|| "no file".to_owned()).and_then(|file| {
-            file.read_exact_at(&mut held, from.bytes_since(start)).map_err(|error| error.to_string())
-        });
+        let read = file
+            .ok_or_else(|| "no file".to_owned())
+            .and_then(|file| file.read_exact_at(&mut held, from.bytes_since(start)).map_err(|error| error.to_string()));
         match read {
             Ok(()) => self.told.push(Told { flush, from, crc: crc32c::crc32c(&held) }),
             Err(error) => self.ahead.push(format!("flush {flush}: {error}")),

@@ -255,7 +255,8 @@ fn valid_part(
     if let Some(before) = before {
         let path = dir.join(before.to_string());
         let previous = File::open(&path).map_err(SpoolError::io(&path))?;
-        let mut spanning = WalReader::new(size, start.saturating_sub(size.bytes())).expecting(system).with_all_records();
+        let mut spanning =
+            WalReader::new(size, start.saturating_sub(size.bytes())).expecting(system).with_all_records();
         // A damaged predecessor is the archiver's to report; here it only cannot help.
         if feed(&previous, size, &mut spanning, &mut |_| {}).map_err(SpoolError::io(&path))?.is_none() {
             reader = spanning;
