@@ -17,6 +17,7 @@ mod fuzz_short;
 mod kill_nine;
 mod layering;
 mod local_store_survives;
+mod main_job;
 mod oracle_is_sharp;
 mod primary_connects;
 mod receive;

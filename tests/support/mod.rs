@@ -17,6 +17,7 @@ pub mod proxy;
 pub mod receivewal;
 pub mod restored;
 pub mod s3;
+pub mod scene;
 pub mod stored_wal;
 pub mod truth;
 pub mod vault;
