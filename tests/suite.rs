@@ -21,6 +21,7 @@ mod main_job;
 mod oracle_is_sharp;
 mod primary_connects;
 mod receive;
+mod recover_branches;
 mod restore_files;
 mod s3_misbehaves;
 mod spool;
