@@ -12,6 +12,7 @@ mod commits_are_found;
 mod crash;
 mod daemon_serves;
 mod documents;
+mod demo_recovers;
 mod format_is_readable;
 mod fuzz_short;
 mod kill_nine;

@@ -20,7 +20,7 @@ use crate::config::{ClusterConfig, Config};
 use crate::daemon::backup_run::{self, Place};
 use crate::daemon::backups::{BackupWish, WishedKind};
 use crate::daemon::control::Client;
-use crate::daemon::{open, status, stored};
+use crate::daemon::{open, probe, status, stored};
 use crate::error::{Error, ErrorCode, Result};
 use crate::storage::metered::NoMeter;
 use crate::wal_pipeline::{WalParts, WalPipeline, WalSettings};
@@ -105,6 +105,13 @@ async fn by_ourselves(context: &Context, config: &Config, cluster: &ClusterConfi
     context.output.note("no daemon runs: the backup is taken here, with streaming for as long as it takes");
     // Its spool and slot are the daemon's: nobody else may use them meanwhile.
     let _state = crate::daemon::state_dir::StateDir::claim(&config.state_dir, context.clock.now())?;
+    // What cannot be reached is said at once: the pipeline would try for ever.
+    let let_in = probe::replication(&open::connect_options(config, cluster)?).await;
+    if !let_in.iter().any(Result::is_ok)
+        && let Some(Err(error)) = let_in.into_iter().next()
+    {
+        return Err(error);
+    }
     let repository = open::repository(config, &context.clock, Arc::new(NoMeter), open::Missing::Create).await?;
     let stored_cluster = repository.cluster(&open::cluster_name(cluster)?);
     let settings = WalSettings { drain: Duration::from_secs(60), ..open::wal_settings(config, cluster)? };

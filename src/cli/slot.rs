@@ -1,5 +1,7 @@
 //! `slot show|create|drop`.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::Ended;
@@ -25,7 +27,7 @@ pub(super) async fn show(context: &Context, of: &OfCluster) -> Ended {
     let config = context.config()?;
     let cluster = context.cluster(&config, of)?;
     let name = configured(&cluster)?;
-    let members = Members::new(open::connect_options(&config, &cluster)?).ask().await;
+    let members = Members::new(open::connect_options(&config, &cluster)?, Arc::clone(&context.clock)).ask().await;
     if let [only] = members.as_slice()
         && let Some(error) = &only.error
     {

@@ -49,7 +49,7 @@ pub(super) async fn lineage(context: &Context, config: &Config, cluster: &Cluste
 
 /// Everything that can be found out of a cluster without a daemon. What cannot be reached is part of the view.
 pub(super) async fn view(context: &Context, config: &Config, cluster: &ClusterConfig) -> Result<ClusterView> {
-    let mut members = Members::new(open::connect_options(config, cluster)?);
+    let mut members = Members::new(open::connect_options(config, cluster)?, Arc::clone(&context.clock));
     let read = async {
         let lineage = lineage(context, config, cluster).await?;
         stored::read(&lineage, context.clock.now()).await
@@ -78,6 +78,7 @@ fn empty_view(config: &Config, cluster: &ClusterConfig) -> ClusterView {
         synchronous: cluster.synchronous,
         application_name: cluster.application_name.clone(),
         schedule: cluster.schedule.clone(),
+        without_effect: config.without_effect_of(&cluster.name),
         wal: None,
         down_since: None,
         stored: None,

@@ -168,8 +168,21 @@ impl Config {
 
     /// Keys that are set and do nothing in this version, each as a sentence.
     pub fn without_effect(&self) -> Vec<String> {
+        self.without_effect_in(|_| true)
+    }
+
+    /// The same for one cluster, with what concerns all of them.
+    pub fn without_effect_of(&self, cluster: &str) -> Vec<String> {
+        self.without_effect_in(|section| match section {
+            keys::Section::Cluster(name) | keys::Section::Retention(name) => name == cluster,
+            _ => true,
+        })
+    }
+
+    fn without_effect_in(&self, of: impl Fn(&keys::Section) -> bool) -> Vec<String> {
         self.settings
             .iter()
+            .filter(|(section, ..)| of(section))
             .filter_map(|(section, name, setting)| {
                 let key = keys::find(section.place(), name)?;
                 let why = key.unbuilt?;

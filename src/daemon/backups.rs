@@ -70,6 +70,8 @@ struct State {
     failures: Option<(DateTime<Utc>, u32)>,
     last_duration: Option<Duration>,
     last_error: Option<Error>,
+    // Start of the newest run that was committed: known before the repository is listed again.
+    last_committed: Option<DateTime<Utc>>,
     next_due: Option<DateTime<Utc>>,
 }
 
@@ -144,11 +146,12 @@ impl Backups {
     fn end(&self, number: u64, outcome: Result<Backup>, now: DateTime<Utc>, took: Duration) {
         let mut state = self.state();
         match &outcome {
-            Ok(_) => {
+            Ok(backup) => {
                 state.counted.0 += 1;
                 state.failures = None;
                 state.last_error = None;
                 state.last_duration = Some(took);
+                state.last_committed = Some(backup.started_at.to_datetime());
             }
             Err(error) => {
                 state.counted.1 += 1;
@@ -161,8 +164,9 @@ impl Backups {
         }
     }
 
-    fn failures(&self) -> Option<(DateTime<Utc>, u32)> {
-        self.state().failures
+    fn past(&self) -> (Option<DateTime<Utc>>, Option<(DateTime<Utc>, u32)>) {
+        let state = self.state();
+        (state.last_committed, state.failures)
     }
 }
 
@@ -224,7 +228,8 @@ fn next(cluster: &Cluster) -> Option<(DateTime<Utc>, schedule::Why)> {
         .iter()
         .rfind(|backup| backup.status != BackupStatus::Failed)
         .map(|backup| backup.started_at.to_datetime());
-    let past = Past { last_backup, failures: cluster.backups.failures(), newest_gap };
+    let (last_committed, failures) = cluster.backups.past();
+    let past = Past { last_backup: last_backup.max(last_committed), failures, newest_gap };
     schedule::next(cluster.config.schedule.as_ref(), &past, cluster.clock().now())
 }
 

@@ -65,13 +65,15 @@ impl Finding {
 }
 
 /// Every check, in the order in which they are shown. Fixed, so that every series of `pgvault_check_ok` always exists.
-pub const NAMES: [&str; 13] = [
+pub const NAMES: [&str; 15] = [
+    "configuration",
     "connection",
     "replication",
     "role",
     "wal_level",
     "slots_and_senders",
     "max_slot_wal_keep_size",
+    "clock",
     "slot",
     "streaming",
     "synchronous",
@@ -84,12 +86,14 @@ pub const NAMES: [&str; 13] = [
 /// Looks at one cluster.
 pub fn findings(view: &ClusterView, probes: &Probes, now: DateTime<Utc>) -> Vec<Finding> {
     vec![
+        configuration(view),
         connection(view),
         replication(view, probes),
         role(view),
         wal_level(view),
         slots_and_senders(view),
         max_slot_wal_keep_size(view),
+        clock(view),
         slot(view),
         streaming(view),
         synchronous(view),
@@ -114,6 +118,31 @@ fn of_error(name: &'static str, status: CheckStatus, error: &Error) -> Finding {
         None => error.message().to_owned(),
     };
     Finding { name, status, message, fix: error.help_lines().first().cloned() }
+}
+
+fn configuration(view: &ClusterView) -> Finding {
+    match view.without_effect.as_slice() {
+        [] => Finding::new("configuration", Fine, "every key that is set has an effect"),
+        some => Finding::new("configuration", Warn, some.join("; ")).fix("remove these keys, or do not count on them"),
+    }
+}
+
+/// How far clocks may be apart: recoverable moments are told by the primary's clock, schedules run by ours.
+const MAX_SKEW_MS: u64 = 2_000;
+
+fn clock(view: &ClusterView) -> Finding {
+    let name = "clock";
+    let worst = view.members.iter().filter_map(|member| Some((member.clock_ahead_ms?, &member.host)));
+    match worst.max_by_key(|(ahead, _)| ahead.unsigned_abs()) {
+        None => Finding::new(name, Skipped, "not known"),
+        Some((ahead, host)) if ahead.unsigned_abs() > MAX_SKEW_MS => {
+            let word = if ahead > 0 { "ahead" } else { "behind" };
+            let apart = ahead.unsigned_abs() as f64 / 1000.0;
+            Finding::new(name, Warn, format!("the clock of {host} is {apart:.1} s {word}: times of recovery are told by it"))
+                .fix("synchronise the clocks of both machines: timedatectl set-ntp true")
+        }
+        Some((ahead, host)) => Finding::new(name, Fine, format!("{host} within {} ms", ahead.unsigned_abs())),
+    }
 }
 
 fn connection(view: &ClusterView) -> Finding {
@@ -158,16 +187,18 @@ fn replication(view: &ClusterView, probes: &Probes) -> Finding {
 
 fn role(view: &ClusterView) -> Finding {
     let name = "role";
-    let Some(member) = view.primary().filter(|member| member.version.is_some()) else {
+    let Some((member, rights)) = view.primary().and_then(|member| Some((member, member.rights.as_ref()?))) else {
         return Finding::new(name, Skipped, "no member could be asked");
     };
-    let sees_others = member.settings.as_ref().is_some_and(|settings| settings.data_directory.is_some());
-    if sees_others {
-        Finding::new(name, Fine, "the role may see settings and replication")
-    } else {
-        Finding::new(name, Warn, "the role lacks pg_monitor: there is less to show")
-            .fix("on the primary: GRANT pg_monitor TO pgvault;")
+    let role = &member.role;
+    if !rights.superuser && !rights.replication {
+        return Finding::new(name, Failed, format!("{role} lacks REPLICATION")).fix(format!("ALTER ROLE \"{role}\" REPLICATION;"));
     }
+    if !rights.superuser && !rights.monitor {
+        return Finding::new(name, Warn, format!("{role} has REPLICATION and lacks pg_monitor: there is less to show"))
+            .fix(format!("GRANT pg_monitor TO \"{role}\";"));
+    }
+    Finding::new(name, Fine, format!("{role} has REPLICATION and pg_monitor"))
 }
 
 fn wal_level(view: &ClusterView) -> Finding {
@@ -331,7 +362,7 @@ fn synchronous(view: &ClusterView) -> Finding {
 fn spool(view: &ClusterView) -> Finding {
     let name = "spool";
     let Some(wal) = &view.wal else { return Finding::new(name, Skipped, "no daemon runs") };
-    let waiting = format!("{} files, {} MB wait", wal.spool_segments, wal.spool_bytes >> 20);
+    let waiting = format!("{} file(s), {} MB wait", wal.spool_segments, wal.spool_bytes >> 20);
     let free = wal.spool_free_bytes.map_or_else(String::new, |bytes| format!(", {} MB free", bytes >> 20));
     let fix = "free the disk, raise `max_size` in [spool], or see why archiving lags: pgvault status";
     match wal.spool_level {
@@ -412,3 +443,6 @@ fn window(view: &ClusterView) -> Finding {
         gaps => Finding::new(name, Warn, format!("{described}; {gaps} gap(s)")).fix("pgvault window"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,6 +41,8 @@ pub struct Cluster {
     pub connect: ConnectOptions,
     /// Where local state lives.
     pub state_dir: PathBuf,
+    /// Keys that are set for it and do nothing in this version.
+    pub without_effect: Vec<String>,
     /// Its base backups.
     pub backups: Backups,
     clock: Arc<dyn Clock>,
@@ -48,6 +50,7 @@ pub struct Cluster {
     repository: watch::Receiver<Option<Repository>>,
     known: Mutex<Known>,
     refresh: Notify,
+    ask: Notify,
     refreshed: watch::Sender<u64>,
 }
 
@@ -77,12 +80,14 @@ impl Cluster {
             location: config.repository.storage.url.clone(),
             connect,
             state_dir: config.state_dir.clone(),
+            without_effect: config.without_effect_of(&cluster.name),
             backups: Backups::new(),
             clock,
             board: StatusBoard::new(),
             repository,
             known: Mutex::new(Known { members, down_since, ..Known::default() }),
             refresh: Notify::new(),
+            ask: Notify::new(),
             refreshed: watch::Sender::new(0),
         })
     }
@@ -167,6 +172,7 @@ impl Cluster {
             synchronous: self.config.synchronous,
             application_name: self.config.application_name.clone(),
             schedule: self.config.schedule.clone(),
+            without_effect: self.without_effect.clone(),
             wal: Some(wal),
             down_since: known.down_since,
             stored: known.stored.clone(),
@@ -224,20 +230,23 @@ impl Cluster {
     }
 
     async fn ask_members(&self, stop: CancellationToken) {
-        let mut members = Members::new(self.connect.clone());
+        let mut members = Members::new(self.connect.clone(), Arc::clone(&self.clock));
         while !stop.is_cancelled() {
             let answers = tokio::select! {
                 answers = members.ask() => answers,
                 () = stop.cancelled() => return,
             };
             self.known().members = answers;
-            pause(ASK_EVERY, &stop).await;
+            tokio::select! {
+                () = self.ask.notified() => {}
+                () = pause(ASK_EVERY, &stop) => {}
+            }
         }
     }
 
     /// Asks the members now, over connections of their own.
     pub async fn ask_members_now(&self) {
-        let answers = Members::new(self.connect.clone()).ask().await;
+        let answers = Members::new(self.connect.clone(), Arc::clone(&self.clock)).ask().await;
         self.known().members = answers;
     }
 
@@ -284,6 +293,8 @@ impl Cluster {
             let at = self.clock.now();
             if now.streaming() != before.streaming() {
                 self.known().down_since = (!now.streaming()).then_some(at);
+                // The slot and the primary are others now.
+                self.ask.notify_one();
             }
             if let (Some(from), Some(to)) = (before.timeline, now.timeline)
                 && to > from

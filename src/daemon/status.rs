@@ -497,3 +497,6 @@ fn backup_verdict(view: &ClusterView, now: DateTime<Utc>, critical: &mut Vec<Str
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,7 @@ use wal::{Lsn, TimelineId};
 use crate::config::Schedule;
 use crate::error::Error;
 use crate::primary::ServerVersion;
-use crate::primary::sql::{ReplicationRow, ServerSettings, SlotRow};
+use crate::primary::sql::{ReplicationRow, RoleRights, ServerSettings, SlotRow};
 use crate::wal_pipeline::WalStatus;
 
 /// One cluster, now.
@@ -28,6 +28,8 @@ pub struct ClusterView {
     pub application_name: String,
     /// When backups are taken.
     pub schedule: Option<Schedule>,
+    /// Keys that are set for it and do nothing in this version.
+    pub without_effect: Vec<String>,
     /// What its WAL pipeline tells; `None` when no daemon runs.
     pub wal: Option<WalStatus>,
     /// Since when it has not been streaming, while it has not.
@@ -77,6 +79,8 @@ pub struct Member {
     pub host: String,
     /// Port.
     pub port: u16,
+    /// The role that we log in as.
+    pub role: String,
     /// Why it could not be asked; no secret.
     pub error: Option<Error>,
     /// Its version.
@@ -91,6 +95,10 @@ pub struct Member {
     pub replication: Option<Vec<ReplicationRow>>,
     /// End of its WAL.
     pub current_lsn: Option<Lsn>,
+    /// What our role may do.
+    pub rights: Option<RoleRights>,
+    /// How far its clock is ahead of ours, in milliseconds.
+    pub clock_ahead_ms: Option<i64>,
 }
 
 /// Base backups as this daemon sees them.
@@ -163,5 +171,152 @@ impl ClusterView {
             let rows = member.slots.iter().flatten();
             rows.filter(|row| Some(&row.name) == self.slot.as_ref()).map(move |row| (member, row))
         })
+    }
+}
+
+#[cfg(test)]
+pub(super) mod samples {
+    //! Views for tests.
+
+    use std::collections::BTreeMap;
+
+    use recovery::{Backup, BackupKind, BackupStatus, LineageId, Moment, RecoverableRange};
+    use wal::{Coverage, PgTime, SegmentSize, SystemIdentifier};
+
+    use super::*;
+    use crate::config::values;
+    use crate::wal_pipeline::WalState;
+
+    pub(crate) const NOW: &str = "2026-11-20T12:00:00Z";
+
+    pub(crate) fn at(text: &str) -> DateTime<Utc> {
+        DateTime::parse_from_rfc3339(text).unwrap().to_utc()
+    }
+
+    /// A cluster of which nothing is known but its configuration.
+    pub(crate) fn unknown() -> ClusterView {
+        let schedule = Schedule {
+            cron: values::cron("0 3 * * *").unwrap(),
+            zone: chrono_tz::UTC,
+            text: "0 3 * * *".to_owned(),
+        };
+        ClusterView {
+            name: "main".to_owned(),
+            slot: Some("pgvault".to_owned()),
+            max_rpo: Duration::from_secs(5),
+            synchronous: false,
+            application_name: "pgvault".to_owned(),
+            schedule: Some(schedule),
+            without_effect: Vec::new(),
+            wal: None,
+            down_since: None,
+            stored: None,
+            location: "file:///srv/pgvault".to_owned(),
+            repository_error: None,
+            members: Vec::new(),
+            backup: BackupActivity::default(),
+            failovers: Vec::new(),
+        }
+    }
+
+    /// A backup that ended at this time.
+    pub(crate) fn backup(stopped_at: &str) -> Backup {
+        let stopped_at = PgTime::from(at(stopped_at));
+        Backup {
+            id: BackupId::new(stopped_at, 1),
+            status: BackupStatus::Ok,
+            kind: BackupKind::Full,
+            system_identifier: SystemIdentifier::new(7),
+            postgres_version: 170_005,
+            timeline: TimelineId::FIRST,
+            start_lsn: Lsn::new(0x200_0028),
+            stop_lsn: Lsn::new(0x200_0120),
+            started_at: stopped_at,
+            stopped_at,
+            size_bytes: 1000,
+            stored_bytes: 500,
+            new_bytes: 100,
+            files: 10,
+            tablespaces: Vec::new(),
+            keep: false,
+            damaged: false,
+            annotations: BTreeMap::new(),
+            server_settings: BTreeMap::new(),
+        }
+    }
+
+    /// A repository with these backups, recoverable from the first on.
+    pub(crate) fn stored(backups: Vec<Backup>) -> Arc<Stored> {
+        let moment = |lsn: u64, time: PgTime| Moment { time, lsn: Lsn::new(lsn), timeline: TimelineId::FIRST };
+        let ranges = backups.first().map(|first| RecoverableRange {
+            from: moment(0x200_0120, first.stopped_at),
+            to: moment(0x500_0000, PgTime::from(at(NOW))),
+            first_backup: first.id.clone(),
+            branch: TimelineId::FIRST,
+        });
+        let catalog = Catalog {
+            cluster: "main".to_owned(),
+            lineage: LineageId { system_identifier: SystemIdentifier::new(7), number: 1 },
+            segment_size: SegmentSize::new(16 << 20).unwrap(),
+            backups,
+            coverage: Coverage::new(),
+            tails: Vec::new(),
+            histories: BTreeMap::new(),
+        };
+        let window = Window { ranges: ranges.into_iter().collect(), ..Window::default() };
+        Arc::new(Stored { read_at: at(NOW), catalog, window, bytes: StoredBytes { base: 1, wal: 2, meta: 3 } })
+    }
+
+    /// A primary as pgvault wants it.
+    pub(crate) fn primary() -> Member {
+        Member {
+            host: "pg1".to_owned(),
+            port: 5432,
+            role: "pgvault".to_owned(),
+            version: Some(ServerVersion::new(170_005)),
+            in_recovery: Some(false),
+            settings: Some(ServerSettings {
+                wal_level: Some("replica".to_owned()),
+                max_slot_wal_keep_size: Some(Some(8 << 30)),
+                max_wal_senders: Some(10),
+                max_replication_slots: Some(10),
+                ..ServerSettings::default()
+            }),
+            slots: Some(vec![SlotRow {
+                name: "pgvault".to_owned(),
+                physical: true,
+                active: true,
+                wal_status: Some("reserved".to_owned()),
+                restart_lsn: Some(Lsn::new(0x500_0000)),
+                safe_wal_size: Some(8 << 30),
+            }]),
+            replication: Some(Vec::new()),
+            current_lsn: Some(Lsn::new(0x500_0148)),
+            rights: Some(RoleRights { superuser: false, replication: true, monitor: true }),
+            clock_ahead_ms: Some(3),
+            error: None,
+        }
+    }
+
+    /// A cluster with which all is well.
+    pub(crate) fn well() -> ClusterView {
+        let wal = WalStatus {
+            state: WalState::Streaming,
+            timeline: Some(TimelineId::FIRST),
+            primary: Some(("pg1".to_owned(), 5432)),
+            postgres_version: Some(170_005),
+            received: Some(Lsn::new(0x500_0148)),
+            flushed: Some(Lsn::new(0x500_0148)),
+            archived: Some(Lsn::new(0x500_0000)),
+            shipped: Some(Lsn::new(0x500_0100)),
+            server_end: Some(Lsn::new(0x500_0148)),
+            ..WalStatus::default()
+        };
+        ClusterView {
+            wal: Some(wal),
+            stored: Some(stored(vec![backup("2026-11-20T03:05:00Z")])),
+            members: vec![primary()],
+            ..unknown()
+        }
     }
 }

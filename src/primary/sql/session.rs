@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, NoTls, Row};
-use wal::Lsn;
+use wal::{Lsn, PgTime};
 
 use super::handover::Handover;
 use super::settings;
@@ -79,6 +79,12 @@ impl SqlSession {
     pub async fn is_in_recovery(&self) -> Result<bool, PgError> {
         let row = self.one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await?;
         get(&row, 0)
+    }
+
+    /// The server's wall clock.
+    pub async fn server_time(&self) -> Result<PgTime, PgError> {
+        let query = "SELECT (extract(epoch FROM pg_catalog.clock_timestamp()) * 1000000)::pg_catalog.int8";
+        get(&self.one(query, &[]).await?, 0).map(PgTime::from_unix_micros)
     }
 
     /// Whether this session is encrypted, as the server sees it.
