@@ -164,9 +164,10 @@ impl Backups {
         }
     }
 
-    fn past(&self) -> (Option<DateTime<Utc>>, Option<(DateTime<Utc>, u32)>) {
+    /// What the schedule needs to know of runs that the repository does not show yet.
+    fn past(&self) -> Past {
         let state = self.state();
-        (state.last_committed, state.failures)
+        Past { last_backup: state.last_committed, failures: state.failures, newest_gap: None }
     }
 }
 
@@ -228,8 +229,8 @@ fn next(cluster: &Cluster) -> Option<(DateTime<Utc>, schedule::Why)> {
         .iter()
         .rfind(|backup| backup.status != BackupStatus::Failed)
         .map(|backup| backup.started_at.to_datetime());
-    let (last_committed, failures) = cluster.backups.past();
-    let past = Past { last_backup: last_backup.max(last_committed), failures, newest_gap };
+    let runs = cluster.backups.past();
+    let past = Past { last_backup: last_backup.max(runs.last_backup), newest_gap, ..runs };
     schedule::next(cluster.config.schedule.as_ref(), &past, cluster.clock().now())
 }
 

@@ -1,213 +1,22 @@
 //! The one screen: is all well? Pure, from what is known.
 
+mod document;
+
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use recovery::{Backup, BackupId, BackupKind, BackupStatus, LineageId};
-use serde::Serialize;
-use wal::{Lsn, PgTime, SystemIdentifier, TimelineId};
+use recovery::{Backup, BackupId, BackupKind, BackupStatus};
+use wal::{Lsn, PgTime};
 
 use super::schedule;
-use super::view::{ClusterView, Failover, Member, RunningBackup};
+use super::view::{ClusterView, Member, RunningBackup};
 use crate::primary::ServerVersion;
 use crate::wal_pipeline::{SpoolLevel, WalStatus};
 
-/// How a cluster fares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// All is well.
-    Ok,
-    /// A person should look today.
-    Warning,
-    /// A person should look now.
-    Critical,
-}
-
-/// INTERFACE section 4, `status`.
-#[derive(Clone, Debug, Serialize)]
-pub struct ClusterStatus {
-    /// Its name.
-    pub name: String,
-    /// How it fares.
-    pub state: State,
-    /// Why it is not ok, worst first.
-    pub reasons: Vec<String>,
-    /// The number that initdb gave.
-    pub system_identifier: Option<SystemIdentifier>,
-    /// Under which lineage it is stored.
-    pub lineage: Option<LineageId>,
-    /// `17.5`
-    pub postgres_version: Option<String>,
-    /// The timeline that is received, else the newest stored one.
-    pub timeline: Option<TimelineId>,
-    /// Where WAL comes from.
-    pub primary: Option<Primary>,
-    /// The WAL.
-    pub wal: WalSummary,
-    /// Our slot on every member that could be asked.
-    pub slots: Vec<SlotSummary>,
-    /// What can be recovered.
-    pub window: WindowSummary,
-    /// Base backups.
-    pub backups: BackupsSummary,
-    /// The repository.
-    pub repository: RepositorySummary,
-    /// Changes of the primary.
-    pub failovers: Vec<Failover>,
-}
-
-/// Where WAL comes from.
-#[derive(Clone, Debug, Serialize)]
-pub struct Primary {
-    /// Host.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-}
-
-/// The WAL of a cluster.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct WalSummary {
-    /// Whether it flows.
-    pub streaming: bool,
-    /// What the pipeline does: `streaming`, `connecting`, …; null without a daemon.
-    pub state: Option<&'static str>,
-    /// What is wrong.
-    pub error: Option<String>,
-    /// First byte that has not been received.
-    pub received_lsn: Option<Lsn>,
-    /// First byte that is not durable here.
-    pub flushed_lsn: Option<Lsn>,
-    /// End of whole segments in the repository.
-    pub archived_lsn: Option<Lsn>,
-    /// End of what the repository holds, tails included.
-    pub shipped_lsn: Option<Lsn>,
-    /// How far the repository is behind the server.
-    pub lag_bytes: Option<u64>,
-    /// Age of the oldest commit that is not in the repository.
-    pub rpo_seconds: Option<f64>,
-    /// The last commit in the repository.
-    pub last_commit_at: Option<PgTime>,
-    /// Files waiting here.
-    pub spool_segments: Option<u64>,
-    /// Bytes waiting here.
-    pub spool_bytes: Option<u64>,
-}
-
-/// Our slot on one member.
-#[derive(Clone, Debug, Serialize)]
-pub struct SlotSummary {
-    /// Its name.
-    pub name: String,
-    /// The member.
-    pub host: String,
-    /// Whether a connection uses it.
-    pub active: Option<bool>,
-    /// `reserved`, `extended`, `unreserved`, `lost`, `missing`.
-    pub wal_status: Option<String>,
-    /// WAL that the member keeps for it.
-    pub retained_bytes: Option<u64>,
-    /// WAL that can be written before it is in danger; null without a limit.
-    pub safe_wal_bytes: Option<i64>,
-}
-
-/// What can be recovered: the range that ends last.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct WindowSummary {
-    /// First moment.
-    pub from: Option<PgTime>,
-    /// Last moment.
-    pub to: Option<PgTime>,
-    /// Missing stretches of WAL.
-    pub gaps: usize,
-}
-
-/// Base backups.
-#[derive(Clone, Debug, Serialize)]
-pub struct BackupsSummary {
-    /// Committed ones.
-    pub count: usize,
-    /// The newest.
-    pub last: Option<BackupSummary>,
-    /// The one in progress.
-    pub running: Option<RunningSummary>,
-    /// When the next one starts by itself.
-    pub next_at: Option<DateTime<Utc>>,
-    /// Why the last run failed.
-    pub error: Option<String>,
-}
-
-/// A base backup in progress.
-#[derive(Clone, Debug, Serialize)]
-pub struct RunningSummary {
-    /// Its name.
-    pub id: Option<BackupId>,
-    /// When it was started.
-    pub started_at: PgTime,
-    /// What it is doing.
-    pub phase: String,
-    /// Bytes read.
-    pub done_bytes: u64,
-    /// Bytes expected.
-    pub total_bytes: Option<u64>,
-}
-
-/// INTERFACE section 4, an element of `backup list`.
-#[derive(Clone, Debug, Serialize)]
-pub struct BackupSummary {
-    /// Its name.
-    pub id: Option<BackupId>,
-    /// Its cluster.
-    pub cluster: String,
-    /// Its lineage.
-    pub lineage: Option<LineageId>,
-    /// Where it stands.
-    pub status: BackupStatus,
-    /// How it was read.
-    pub kind: BackupKind,
-    /// When it started.
-    pub started_at: PgTime,
-    /// When it ended.
-    pub stopped_at: Option<PgTime>,
-    /// Where replay starts.
-    pub start_lsn: Option<Lsn>,
-    /// From where on it can be recovered.
-    pub stop_lsn: Option<Lsn>,
-    /// Its timeline.
-    pub timeline: Option<TimelineId>,
-    /// `17.5`
-    pub postgres_version: Option<String>,
-    /// Bytes of its files.
-    pub size_bytes: Option<u64>,
-    /// Compressed bytes of all it refers to.
-    pub stored_bytes: Option<u64>,
-    /// Bytes that it added.
-    pub new_bytes: Option<u64>,
-    /// Number of files.
-    pub files: Option<u64>,
-    /// Pinned by hand.
-    pub keep: bool,
-    /// Whether damage was found.
-    pub damaged: bool,
-    /// What people wrote on it.
-    pub annotations: BTreeMap<String, String>,
-    /// The last moment that is reached from it.
-    pub recoverable_to: Option<PgTime>,
-}
-
-/// The repository.
-#[derive(Clone, Debug, Serialize)]
-pub struct RepositorySummary {
-    /// Where it is.
-    pub location: String,
-    /// What is wrong with it.
-    pub error: Option<String>,
-    /// Bytes of base backups.
-    pub base_bytes: Option<u64>,
-    /// Bytes of WAL.
-    pub wal_bytes: Option<u64>,
-}
+pub use document::{
+    BackupSummary, BackupsSummary, ClusterStatus, Primary, RepositorySummary, RunningSummary, SlotSummary, State, WalSummary,
+    WindowSummary,
+};
 
 /// The status of one cluster.
 pub fn status(view: &ClusterView, now: DateTime<Utc>) -> ClusterStatus {

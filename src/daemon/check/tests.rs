@@ -1,5 +1,6 @@
 use super::*;
 use crate::daemon::probe::RepositoryProbe;
+use crate::daemon::view::Member;
 use crate::daemon::view::samples::{NOW, at, backup, primary, stored, unknown, well};
 use crate::error::ErrorCode;
 use crate::wal_pipeline::WalState;
