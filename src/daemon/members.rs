@@ -72,7 +72,12 @@ fn blank(options: &ConnectOptions, host: &Host) -> Member {
     Member { host: name, port: host.port, role: options.conninfo.user().to_owned(), ..Member::default() }
 }
 
-async fn ask(options: &ConnectOptions, host: &Host, session: Option<SqlSession>, clock: &dyn Clock) -> (Member, Option<SqlSession>) {
+async fn ask(
+    options: &ConnectOptions,
+    host: &Host,
+    session: Option<SqlSession>,
+    clock: &dyn Clock,
+) -> (Member, Option<SqlSession>) {
     let mut member = blank(options, host);
     let session = match session {
         Some(session) => session,

@@ -14,8 +14,8 @@ use crate::primary::ServerVersion;
 use crate::wal_pipeline::{SpoolLevel, WalStatus};
 
 pub use document::{
-    BackupSummary, BackupsSummary, ClusterStatus, Primary, RepositorySummary, RunningSummary, SlotSummary, State, WalSummary,
-    WindowSummary,
+    BackupSummary, BackupsSummary, ClusterStatus, Primary, RepositorySummary, RunningSummary, SlotSummary, State,
+    WalSummary, WindowSummary,
 };
 
 /// The status of one cluster.

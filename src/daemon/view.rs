@@ -195,11 +195,8 @@ pub(super) mod samples {
 
     /// A cluster of which nothing is known but its configuration.
     pub(crate) fn unknown() -> ClusterView {
-        let schedule = Schedule {
-            cron: values::cron("0 3 * * *").unwrap(),
-            zone: chrono_tz::UTC,
-            text: "0 3 * * *".to_owned(),
-        };
+        let schedule =
+            Schedule { cron: values::cron("0 3 * * *").unwrap(), zone: chrono_tz::UTC, text: "0 3 * * *".to_owned() };
         ClusterView {
             name: "main".to_owned(),
             slot: Some("pgvault".to_owned()),

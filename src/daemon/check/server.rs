@@ -16,8 +16,12 @@ pub(super) fn clock(view: &ClusterView) -> Finding {
         Some((ahead, host)) if ahead.unsigned_abs() > MAX_SKEW_MS => {
             let word = if ahead > 0 { "ahead" } else { "behind" };
             let apart = ahead.unsigned_abs() as f64 / 1000.0;
-            Finding::new(name, Warn, format!("the clock of {host} is {apart:.1} s {word}: times of recovery are told by it"))
-                .fix("synchronise the clocks of both machines: timedatectl set-ntp true")
+            Finding::new(
+                name,
+                Warn,
+                format!("the clock of {host} is {apart:.1} s {word}: times of recovery are told by it"),
+            )
+            .fix("synchronise the clocks of both machines: timedatectl set-ntp true")
         }
         Some((ahead, host)) => Finding::new(name, Fine, format!("{host} within {} ms", ahead.unsigned_abs())),
     }
@@ -70,7 +74,8 @@ pub(super) fn role(view: &ClusterView) -> Finding {
     };
     let role = &member.role;
     if !rights.superuser && !rights.replication {
-        return Finding::new(name, Failed, format!("{role} lacks REPLICATION")).fix(format!("ALTER ROLE \"{role}\" REPLICATION;"));
+        return Finding::new(name, Failed, format!("{role} lacks REPLICATION"))
+            .fix(format!("ALTER ROLE \"{role}\" REPLICATION;"));
     }
     if !rights.superuser && !rights.monitor {
         return Finding::new(name, Warn, format!("{role} has REPLICATION and lacks pg_monitor: there is less to show"))

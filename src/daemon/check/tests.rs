@@ -54,7 +54,12 @@ fn whatever_is_wrong_says_what_to_do() {
         ("slot", Failed, |view| view.members[0].slots.as_mut().unwrap()[0].wal_status = Some("lost".to_owned())),
         ("slot", Warn, |view| view.members[0].slots.as_mut().unwrap()[0].wal_status = Some("unreserved".to_owned())),
         ("slot", Warn, |view| {
-            view.members.push(Member { host: "pg2".to_owned(), in_recovery: Some(true), slots: Some(Vec::new()), ..primary() });
+            view.members.push(Member {
+                host: "pg2".to_owned(),
+                in_recovery: Some(true),
+                slots: Some(Vec::new()),
+                ..primary()
+            });
         }),
         ("slot", Warn, |view| view.slot = None),
         ("connection", Failed, |view| {
@@ -91,7 +96,11 @@ fn a_broken_repository_fails_with_its_reason() {
     assert_eq!(of(&check(&broken), "repository").status, Failed);
     let probes = Probes { repository: Some(Err(error)), ..Probes::default() };
     assert_eq!(of(&findings(&well(), &probes, at(NOW)), "repository").status, Failed);
-    let probe = RepositoryProbe { took: std::time::Duration::from_millis(41), put_if_absent: PutIfAbsent::Atomic, may_delete: false };
+    let probe = RepositoryProbe {
+        took: std::time::Duration::from_millis(41),
+        put_if_absent: PutIfAbsent::Atomic,
+        may_delete: false,
+    };
     let probes = Probes { repository: Some(Ok(probe)), ..Probes::default() };
     let found = findings(&well(), &probes, at(NOW));
     assert_eq!(of(&found, "repository").status, Fine);

@@ -51,13 +51,30 @@ fn the_document_has_every_member_of_the_interface() {
     for view in [unknown(), well()] {
         let document = serde_json::to_value(of(&view)).unwrap();
         for key in [
-            "name", "state", "system_identifier", "lineage", "postgres_version", "timeline", "primary", "wal", "slots", "window",
-            "backups", "failovers",
+            "name",
+            "state",
+            "system_identifier",
+            "lineage",
+            "postgres_version",
+            "timeline",
+            "primary",
+            "wal",
+            "slots",
+            "window",
+            "backups",
+            "failovers",
         ] {
             assert!(document.get(key).is_some(), "{key}");
         }
         for key in [
-            "streaming", "received_lsn", "flushed_lsn", "archived_lsn", "shipped_lsn", "lag_bytes", "rpo_seconds", "spool_segments",
+            "streaming",
+            "received_lsn",
+            "flushed_lsn",
+            "archived_lsn",
+            "shipped_lsn",
+            "lag_bytes",
+            "rpo_seconds",
+            "spool_segments",
             "spool_bytes",
         ] {
             assert!(document["wal"].get(key).is_some(), "{key}");
@@ -87,7 +104,8 @@ fn wal_that_came_after_the_listing_makes_a_backup_usable_and_moves_the_end() {
 #[test]
 fn a_running_backup_is_listed_last() {
     let mut view = well();
-    view.backup.running = Some(RunningBackup { started_at: at(NOW), phase: "copy".to_owned(), ..RunningBackup::default() });
+    view.backup.running =
+        Some(RunningBackup { started_at: at(NOW), phase: "copy".to_owned(), ..RunningBackup::default() });
     let list = backup_list(&view);
     assert_eq!((list.len(), list[1].status), (2, BackupStatus::Running));
     assert_eq!(of(&view).backups.running.unwrap().phase, "copy");
