@@ -78,6 +78,8 @@ struct Run {
     tail_ends: BTreeMap<SegmentName, Lsn>,
     /// Files whose content the repository has confirmed.
     confirmed: BTreeSet<SegmentName>,
+    /// Scanned segments for which nothing more was to come.
+    left: BTreeSet<SegmentName>,
     /// A segment that is not valid WAL: nothing from it on is stored.
     halted: Option<SegmentName>,
     /// When that segment is asked for again, and the asking.
@@ -105,6 +107,7 @@ impl Archiver {
             last_tail: Instant::now(),
             tail_ends: BTreeMap::new(),
             confirmed: BTreeSet::new(),
+            left: BTreeSet::new(),
             halted: None,
             refetch_at: Instant::now(),
             refetching: None,
@@ -198,12 +201,15 @@ impl Archiver {
 
 impl Run {
     /// A task that panicked confirmed nothing: everything after the confirmed prefix is scanned and stored again.
-    fn begin_again(&mut self) {
+    fn begin_again(&mut self, spool: &Spool) {
         self.uploading = FuturesOrdered::new();
         self.queue.clear();
         self.tails.clear();
+        self.tail_in_flight = None;
         self.cursor = None;
-        self.done = self.confirmed.last().copied();
+        // Not simply the last confirmed one: what was left is confirmed by its tail, perhaps before what comes before it.
+        let held = spool.held().into_iter().map(|(name, _)| name);
+        self.done = held.take_while(|name| self.confirmed.contains(name)).last();
     }
 
     fn is_idle(&self) -> bool {
@@ -228,3 +234,6 @@ async fn tail_done(
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

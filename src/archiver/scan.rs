@@ -60,6 +60,7 @@ impl Archiver {
         if run.halted.is_some() {
             return Ok(false);
         }
+        self.take_up_again(run);
         let held = self.spool.held();
         let Some(&(name, held)) = held.iter().find(|(name, _)| run.done.is_none_or(|done| *name > done)) else {
             return Ok(false);
@@ -132,14 +133,27 @@ impl Archiver {
         Ok(cursor)
     }
 
+    /// A segment that was left, and that is written to again after all, has to be stored like any other.
+    fn take_up_again(&self, run: &mut Run) {
+        let goes_on = |name: &SegmentName| matches!(self.spool.get(*name), Some(Held::Open { .. } | Held::Complete));
+        let Some(name) = run.left.iter().copied().find(goes_on) else { return };
+        run.left.retain(|&left| left < name);
+        run.confirmed.retain(|&confirmed| confirmed < name);
+        run.begin_again(&self.spool);
+    }
+
     /// Nothing more will come for a segment: what there is of it is stored as its last tail, wanted or not.
     fn leave(&self, run: &mut Run, cursor: &Cursor, name: SegmentName) {
+        let Some(held) = self.spool.get(name) else { return };
+        let (start, end) = (self.spool.start_of(name), self.spool.end_of(name, held));
         let (from, index) = cursor.tail();
-        if from < cursor.position() {
-            run.tails.push_back(TailPiece { segment: name, from, to: cursor.position(), index: index.clone() });
-        } else {
+        run.left.insert(name);
+        if from < end {
+            run.tails.push_back(TailPiece { segment: name, from, to: end, index: index.clone() });
+        } else if end == start || run.tail_ends.get(&name).is_some_and(|&stored| stored >= end) {
             run.confirmed.insert(name);
         }
+        // Else its last piece was cut before, and is still on its way: `tail_stored` confirms.
     }
 
     pub(super) fn scan_failed(&self, run: &mut Run, failure: Failure) {

@@ -33,9 +33,10 @@ impl Archiver {
         let to = cursor.position();
         let large = to.bytes_since(from) >= STRIDE;
         let wanted = match self.spool.get(name) {
-            Some(Held::Open { .. }) => !self.max_rpo.is_zero(),
+            // After a failed write the spool may hold less than was scanned; it is received again.
+            Some(Held::Open { durable }) => !self.max_rpo.is_zero() && to <= durable,
             // The rest of it comes with `leave`.
-            Some(Held::Left { .. }) => large,
+            Some(Held::Left { end }) => large && to <= end,
             Some(Held::Complete) | None => false,
         };
         // What waits behind whole segments would not be reachable yet; and one small piece at a time is enough.
@@ -77,7 +78,7 @@ impl Archiver {
                 let error =
                     Error::new(ErrorCode::Unclassified, "storing a segment ended without an answer").because(error);
                 self.told("other", error);
-                run.begin_again();
+                run.begin_again(&self.spool);
                 return;
             }
         };
@@ -111,6 +112,8 @@ impl Archiver {
                     "other",
                     Error::new(ErrorCode::Unclassified, "storing a tail ended without an answer").because(error),
                 );
+                // Later pieces would not be reachable without this one.
+                run.begin_again(&self.spool);
                 return;
             }
         };

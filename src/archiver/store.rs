@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::fault_point;
 use crate::receiver::Backoff;
 use crate::repository::{LineageRepository, PlainSource, RepositoryError, SegmentMeta, Stored};
-use crate::spool::{Spool, SpoolError};
+use crate::spool::{Held, Spool, SpoolError};
 use crate::storage::StorageErrorKind;
 use crate::wal_pipeline::StatusBoard;
 
@@ -65,11 +65,12 @@ impl Store {
         let mut backoff = Backoff::default();
         loop {
             match self.try_tail(&piece).await {
-                Ok(stored) => {
+                Ok(Some(stored)) => {
                     fault_point!("archiver.tail_put");
                     self.succeeded(&stored, piece.to.bytes_since(piece.from));
                     return piece;
                 }
+                Ok(None) => return piece,
                 Err(error) => {
                     let what = format!("{} from {} to {}", piece.segment, piece.from, piece.to);
                     self.failed(&error, what, &mut backoff).await;
@@ -84,13 +85,22 @@ impl Store {
         Ok(self.repository.put_segment(&self.meta(name), index, source).await?)
     }
 
-    async fn try_tail(&self, piece: &TailPiece) -> Result<Stored, StoreError> {
+    /// Stores what there is of a piece; `None` when nothing of it is to be stored any more.
+    async fn try_tail(&self, piece: &TailPiece) -> Result<Option<Stored>, StoreError> {
         self.put_histories(piece.segment.timeline()).await?;
-        let (spool, name, from, to) = (self.spool.clone(), piece.segment, piece.from, piece.to);
+        let (spool, name, from) = (self.spool.clone(), piece.segment, piece.from);
+        // A segment that was left after a failed write may end before what was scanned of it: within a record.
+        let to = match spool.get(name) {
+            Some(Held::Left { end }) => piece.to.min(end),
+            Some(Held::Open { .. } | Held::Complete) | None => piece.to,
+        };
+        if to <= from {
+            return Ok(None);
+        }
         let plain = tokio::task::spawn_blocking(move || read_part(&spool, name, from, to))
             .await
             .map_err(|error| SpoolError::Helper(error.to_string()))??;
-        Ok(self.repository.put_tail(&self.meta(name), from, plain, &piece.index).await?)
+        Ok(Some(self.repository.put_tail(&self.meta(name), from, plain, &piece.index).await?))
     }
 
     /// History files first: WAL of a timeline means nothing without its ancestry.
@@ -150,12 +160,17 @@ impl Store {
     }
 }
 
-fn read_part(spool: &Spool, name: SegmentName, from: Lsn, to: Lsn) -> Result<Bytes, SpoolError> {
+pub(super) fn read_part(spool: &Spool, name: SegmentName, from: Lsn, to: Lsn) -> Result<Bytes, SpoolError> {
     let io = |source| SpoolError::Io { path: spool.path(name), source };
     let len = usize::try_from(to.bytes_since(from)).map_err(|error| io(std::io::Error::other(error)))?;
     let mut plain = vec![0; len];
     let file = spool.open_for_reading(name)?;
     file.read_exact_at(&mut plain, from.bytes_since(spool.start_of(name))).map_err(io)?;
+    // Asked after the read: a file that is made anew after a failed write holds zeros where the other one held WAL, and
+    // the spool says that it holds nothing before that happens (`Spool::verify_again`).
+    if spool.get(name).is_none_or(|held| spool.end_of(name, held) < to) {
+        return Err(io(std::io::Error::other("it holds less than before, after a failed write; the rest is received again")));
+    }
     Ok(plain.into())
 }
 

@@ -50,6 +50,8 @@ pub(crate) struct Receiver {
     pub(crate) stored: Option<(TimelineId, Lsn)>,
     /// WAL that the server said it has no more, and how often it said so.
     pub(crate) removed: Option<Removed>,
+    /// A write or fsync failed: the spool is verified before anything else is taken in.
+    pub(crate) suspect: bool,
 }
 
 /// A stream that is about to begin.
@@ -112,6 +114,7 @@ impl Receiver {
     /// One connection: connect, compare, decide, stream.
     async fn attempt(&mut self, stop: &CancellationToken) -> Result<SessionEnd, Trouble> {
         self.wait_for_room()?;
+        self.verify_suspect()?;
         let ready = tokio::select! {
             ready = self.prepare() => ready?,
             () = stop.cancelled() => return Ok(SessionEnd::Asked),
@@ -172,6 +175,18 @@ impl Receiver {
             |(name, _)| name,
         );
         Err(SpoolError::Full { segment, used: usage.used, capacity: usage.capacity }.into())
+    }
+
+    /// After a failed write or fsync: until this has succeeded, nothing is resumed and nothing is acknowledged.
+    ///
+    /// A segment that could not be published is still open while the one after it exists already; to go on with that one
+    /// would acknowledge bytes of the first that no fsync has covered.
+    fn verify_suspect(&mut self) -> Result<(), Trouble> {
+        if self.suspect {
+            self.spool.verify_again()?;
+            self.suspect = false;
+        }
+        Ok(())
     }
 
     /// The server must be the one whose WAL we hold.
@@ -356,9 +371,10 @@ impl Receiver {
                 let times = self.removed.filter(|r| (r.timeline, r.start) == (timeline, start)).map_or(0, |r| r.times);
                 self.removed = Some(Removed { timeline, start, times: times + 1 });
             }
-            Err(Trouble::Spool(error)) if !error.is_no_space() => {
+            // A disk can also say at an fsync that it is full: all that is known of no failure is our own limit.
+            Err(Trouble::Spool(error)) if !matches!(error, SpoolError::Full { .. }) => {
                 tracing::error!(%error, "the spool failed: what it holds is verified again");
-                self.spool.verify_again()?;
+                self.suspect = true;
             }
             Ok(_) | Err(_) => {}
         }

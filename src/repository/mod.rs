@@ -25,7 +25,7 @@ pub mod pack;
 mod segments;
 mod tails;
 #[cfg(test)]
-mod test_wal;
+pub(crate) mod test_wal;
 mod wal_object;
 pub mod xact_search;
 

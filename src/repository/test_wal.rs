@@ -18,52 +18,52 @@ use crate::storage::{
     Body, Capabilities, ObjectInfo, ObjectKey, PutIfAbsent, PutOutcome, Sha256, Storage, StorageResult,
 };
 
-pub(super) const SYSTEM: SystemIdentifier = SystemIdentifier::new(7_000_000_000_000_000_001);
-pub(super) const VERSION: u32 = 150_018;
-pub(super) const SIZE: u64 = 1 << 20;
+pub(crate) const SYSTEM: SystemIdentifier = SystemIdentifier::new(7_000_000_000_000_000_001);
+pub(crate) const VERSION: u32 = 150_018;
+pub(crate) const SIZE: u64 = 1 << 20;
 const PAGE: u64 = 8192;
 
-pub(super) fn segment_size() -> SegmentSize {
+pub(crate) fn segment_size() -> SegmentSize {
     SegmentSize::new(SIZE).unwrap()
 }
 
-pub(super) fn timeline(number: u32) -> TimelineId {
+pub(crate) fn timeline(number: u32) -> TimelineId {
     TimelineId::new(number).unwrap()
 }
 
-pub(super) fn name(timeline: u32, number: u64) -> SegmentName {
+pub(crate) fn name(timeline: u32, number: u64) -> SegmentName {
     SegmentName::new(self::timeline(timeline), SegmentNumber::new(number), segment_size())
 }
 
 /// A transaction end that was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Written {
-    pub(super) xact: XactEnd,
-    pub(super) commit: bool,
+pub(crate) struct Written {
+    pub(crate) xact: XactEnd,
+    pub(crate) commit: bool,
 }
 
 /// Writes WAL from the start of a segment on.
 #[derive(Clone, Debug)]
-pub(super) struct WalWriter {
-    pub(super) start: Lsn,
-    pub(super) bytes: Vec<u8>,
+pub(crate) struct WalWriter {
+    pub(crate) start: Lsn,
+    pub(crate) bytes: Vec<u8>,
     timeline: u32,
     previous: u64,
-    pub(super) xacts: Vec<Written>,
+    pub(crate) xacts: Vec<Written>,
 }
 
 impl WalWriter {
-    pub(super) fn new(timeline: u32, first_segment: u64) -> Self {
+    pub(crate) fn new(timeline: u32, first_segment: u64) -> Self {
         let start = Lsn::new(first_segment * SIZE);
         Self { start, bytes: Vec::new(), timeline, previous: 0, xacts: Vec::new() }
     }
 
     /// The same WAL up to here, to be continued on another timeline.
-    pub(super) fn fork(&self, timeline: u32) -> Self {
+    pub(crate) fn fork(&self, timeline: u32) -> Self {
         Self { timeline, ..self.clone() }
     }
 
-    pub(super) fn end(&self) -> Lsn {
+    pub(crate) fn end(&self) -> Lsn {
         self.start.saturating_add(self.bytes.len() as u64)
     }
 
@@ -94,7 +94,7 @@ impl WalWriter {
         }
     }
 
-    pub(super) fn record(&mut self, manager: u8, info: u8, xid: u32, data: &[u8]) -> (Lsn, Lsn) {
+    pub(crate) fn record(&mut self, manager: u8, info: u8, xid: u32, data: &[u8]) -> (Lsn, Lsn) {
         let mut body = Vec::new();
         match u8::try_from(data.len()) {
             Ok(0) => {}
@@ -136,23 +136,23 @@ impl WalWriter {
         self.xacts.push(Written { xact, commit: info & 0x70 == 0 });
     }
 
-    pub(super) fn commit(&mut self, xid: u32, micros: i64) {
+    pub(crate) fn commit(&mut self, xid: u32, micros: i64) {
         self.xact(0, xid, micros, &[]);
     }
 
-    pub(super) fn abort(&mut self, xid: u32, micros: i64) {
+    pub(crate) fn abort(&mut self, xid: u32, micros: i64) {
         self.xact(0x20, xid, micros, &[]);
     }
 
     /// A commit with so many subtransactions: a record of any length.
-    pub(super) fn long_commit(&mut self, xid: u32, micros: i64, subtransactions: u32) {
+    pub(crate) fn long_commit(&mut self, xid: u32, micros: i64, subtransactions: u32) {
         let mut more = (1u32 << 1).to_le_bytes().to_vec();
         more.extend_from_slice(&subtransactions.to_le_bytes());
         (0..subtransactions).for_each(|sub| more.extend_from_slice(&sub.to_le_bytes()));
         self.xact(0x80, xid, micros, &more);
     }
 
-    pub(super) fn restore_point(&mut self, name: &str, micros: i64) -> (Lsn, Lsn) {
+    pub(crate) fn restore_point(&mut self, name: &str, micros: i64) -> (Lsn, Lsn) {
         let mut data = micros.to_le_bytes().to_vec();
         data.extend_from_slice(name.as_bytes());
         data.resize(8 + 64, 0);
@@ -160,12 +160,12 @@ impl WalWriter {
     }
 
     /// A record that means nothing, of about this length.
-    pub(super) fn noop(&mut self, length: usize) {
+    pub(crate) fn noop(&mut self, length: usize) {
         self.record(0, 0x20, 0, &vec![0x5A; length]);
     }
 
     /// Meaningless records up to the start of the next segment.
-    pub(super) fn fill_segment(&mut self) {
+    pub(crate) fn fill_segment(&mut self) {
         let target = (self.position() / SIZE + 1) * SIZE;
         while self.position() + 20_000 < target {
             self.noop(10_000);
@@ -177,18 +177,18 @@ impl WalWriter {
     }
 
     /// Bytes `from` up to `to`.
-    pub(super) fn slice(&self, from: Lsn, to: Lsn) -> Bytes {
+    pub(crate) fn slice(&self, from: Lsn, to: Lsn) -> Bytes {
         let at = |lsn: Lsn| lsn.bytes_since(self.start) as usize;
         Bytes::copy_from_slice(&self.bytes[at(from)..at(to)])
     }
 
     /// Stores it as the archiver does: whole segments, and what is left as tails of `piece` bytes.
-    pub(super) async fn store(&self, lineage: &LineageRepository, piece: u64) {
+    pub(crate) async fn store(&self, lineage: &LineageRepository, piece: u64) {
         self.store_from(lineage, self.start, None, piece).await;
     }
 
     /// Stores it from a segment on, with the running maximum so far.
-    pub(super) async fn store_from(&self, lineage: &LineageRepository, from: Lsn, before: Option<PgTime>, piece: u64) {
+    pub(crate) async fn store_from(&self, lineage: &LineageRepository, from: Lsn, before: Option<PgTime>, piece: u64) {
         let mut reader = WalReader::new(segment_size(), self.start);
         reader.push(&self.slice(self.start, from), &mut |_| {}).unwrap();
         let (mut position, mut max) = (from, before);
@@ -214,7 +214,7 @@ impl WalWriter {
 }
 
 /// The first page of a segment of any size.
-pub(super) fn first_page(size: SegmentSize, number: u64) -> Vec<u8> {
+pub(crate) fn first_page(size: SegmentSize, number: u64) -> Vec<u8> {
     let mut wal = WalWriter::new(1, 0);
     wal.record(0, 0x20, 0, &[]);
     let mut page = wal.bytes;
@@ -225,7 +225,7 @@ pub(super) fn first_page(size: SegmentSize, number: u64) -> Vec<u8> {
 }
 
 /// Noise that does not compress, the same at every call.
-pub(super) fn noise(length: usize) -> Vec<u8> {
+pub(crate) fn noise(length: usize) -> Vec<u8> {
     let mut state = 0x9E37_79B9_7F4A_7C15u64;
     let mut next = || {
         state ^= state << 13;
@@ -237,7 +237,7 @@ pub(super) fn noise(length: usize) -> Vec<u8> {
 }
 
 /// A segment with these transactions and noise up to its end.
-pub(super) fn segment(timeline: u32, number: u64, xid: u32, micros: i64) -> Bytes {
+pub(crate) fn segment(timeline: u32, number: u64, xid: u32, micros: i64) -> Bytes {
     let mut wal = WalWriter::new(timeline, number);
     wal.record(0, 0x20, 0, &noise(300_000));
     wal.commit(xid, micros);
@@ -245,34 +245,34 @@ pub(super) fn segment(timeline: u32, number: u64, xid: u32, micros: i64) -> Byte
     Bytes::from(wal.bytes)
 }
 
-pub(super) fn meta(timeline: u32, number: u64) -> SegmentMeta {
+pub(crate) fn meta(timeline: u32, number: u64) -> SegmentMeta {
     SegmentMeta { name: name(timeline, number), postgres_version: VERSION }
 }
 
-pub(super) fn identity(history: TimelineHistory) -> ClusterIdentity {
+pub(crate) fn identity(history: TimelineHistory) -> ClusterIdentity {
     ClusterIdentity { system_identifier: SYSTEM, history, postgres_version: VERSION, segment_size: segment_size() }
 }
 
-pub(super) fn root() -> TimelineHistory {
+pub(crate) fn root() -> TimelineHistory {
     TimelineHistory::root(timeline(1))
 }
 
-pub(super) async fn repository(storage: Arc<dyn Storage>, cache: Option<&Path>) -> Repository {
+pub(crate) async fn repository(storage: Arc<dyn Storage>, cache: Option<&Path>) -> Repository {
     let options = RepositoryOptions { header_cache_dir: cache.map(Path::to_owned), ..RepositoryOptions::default() };
     Repository::create_or_open(storage, options, PgTime::from_micros(0), RepositoryId::new([7; 16])).await.unwrap()
 }
 
-pub(super) async fn lineage(storage: Arc<dyn Storage>) -> LineageRepository {
+pub(crate) async fn lineage(storage: Arc<dyn Storage>) -> LineageRepository {
     lineage_with_cache(storage, None).await
 }
 
-pub(super) async fn lineage_with_cache(storage: Arc<dyn Storage>, cache: Option<&Path>) -> LineageRepository {
+pub(crate) async fn lineage_with_cache(storage: Arc<dyn Storage>, cache: Option<&Path>) -> LineageRepository {
     let cluster = repository(storage, cache).await.cluster(&ClusterName::new("main").unwrap());
     cluster.lineage_for(&identity(root()), false, PgTime::from_micros(1)).await.unwrap()
 }
 
 /// Replaces the bytes of a stored object behind the repository's back.
-pub(super) async fn replace(storage: &dyn Storage, key: &ObjectKey, bytes: Vec<u8>) {
+pub(crate) async fn replace(storage: &dyn Storage, key: &ObjectKey, bytes: Vec<u8>) {
     storage.delete(std::slice::from_ref(key)).await.unwrap();
     let digest = crate::codec::digest::sha256(&bytes);
     storage.put_new(key, Body::Bytes(Bytes::from(bytes)), digest).await.unwrap();
@@ -280,10 +280,10 @@ pub(super) async fn replace(storage: &dyn Storage, key: &ObjectKey, bytes: Vec<u
 
 /// A store that takes every put, as some do in spite of `If-None-Match`, and says so.
 #[derive(Debug, Default)]
-pub(super) struct Overwriting {
+pub(crate) struct Overwriting {
     inner: MemoryStorage,
     /// Puts this under the key of the next put, right after it: another writer.
-    pub(super) intruder: std::sync::Mutex<Option<Bytes>>,
+    pub(crate) intruder: std::sync::Mutex<Option<Bytes>>,
 }
 
 #[async_trait::async_trait]

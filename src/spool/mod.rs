@@ -117,6 +117,8 @@ impl Spool {
         let mut names = self.held().into_iter().filter(is_open).map(|(name, _)| name);
         let mut ended = false;
         for name in names.by_ref() {
+            // Nothing is known of it until it was looked at: nobody may take the new file's zeros for what was there.
+            self.files().insert(name, Held::Open { durable: self.start_of(name) });
             let held = if ended {
                 // Segments are published in order: nothing after one that is not complete was ever acknowledged.
                 recover::discard(dir, name)?;
@@ -220,6 +222,12 @@ impl Spool {
 
     /// Opens a segment that is held in part, to go on with it. Bytes that are sent again are compared. Blocks on disk.
     pub fn resume(&self, name: SegmentName, durable: Lsn) -> Result<SegmentFile, SpoolError> {
+        if matches!(self.get(name), Some(Held::Left { .. })) {
+            // More comes for it after all. Gone for good before that: a start would else trust what was written after it.
+            disk::remove_if_there(&self.left_path(name))?;
+            disk::sync_dir(&self.inner.dir)?;
+            self.note(name, Held::Open { durable });
+        }
         SegmentFile::resume(self.clone(), name, durable)
     }
 

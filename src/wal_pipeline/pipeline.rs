@@ -51,6 +51,7 @@ impl WalPipeline {
             board: parts.board.clone(),
             stored: ends.newest,
             removed: None,
+            suspect: false,
         };
         let abort = CancellationToken::new();
         // Dropped with this future: the thread then ends at its next step, without any farewell.
