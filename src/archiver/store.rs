@@ -169,7 +169,9 @@ pub(super) fn read_part(spool: &Spool, name: SegmentName, from: Lsn, to: Lsn) ->
     // Asked after the read: a file that is made anew after a failed write holds zeros where the other one held WAL, and
     // the spool says that it holds nothing before that happens (`Spool::verify_again`).
     if spool.get(name).is_none_or(|held| spool.end_of(name, held) < to) {
-        return Err(io(std::io::Error::other("it holds less than before, after a failed write; the rest is received again")));
+        return Err(io(std::io::Error::other(
+            "it holds less than before, after a failed write; the rest is received again",
+        )));
     }
     Ok(plain.into())
 }
