@@ -162,3 +162,37 @@ fn every_command_of_the_readme_exists() {
     }
     assert!(commands >= 3, "the README shows {commands} commands");
 }
+
+/// Every Rust source of the tests, as one text.
+fn all_tests() -> String {
+    fn gather(folder: &Path, text: &mut String) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                gather(&path, text);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                *text += &fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    let mut text = String::new();
+    for folder in ["tests", "src", "wal", "recovery/src", "recovery/tests", "retention"] {
+        gather(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut text);
+    }
+    text
+}
+
+#[test]
+fn every_invariant_names_tests_that_exist() {
+    let design = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/DESIGN.md")).unwrap();
+    let tests = all_tests();
+    let rows: Vec<&str> = design.lines().filter(|line| line.starts_with("| ") && line.contains('`')).collect();
+    assert!(rows.len() >= 20, "{} invariants", rows.len());
+    for row in rows {
+        let named: Vec<&str> = row.rsplit('|').nth(1).unwrap().split('`').skip(1).step_by(2).collect();
+        assert!(!named.is_empty(), "no test holds: {row}");
+        for name in named {
+            assert!(tests.contains(&format!("fn {name}(")), "there is no test {name}: {row}");
+        }
+    }
+}
