@@ -8,12 +8,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// Where the binaries of a major version are: `PGVAULT_TEST_SERVERS/pg/<major>/bin` (see scripts/fetch-servers.sh), for
+/// Where `make setup` puts servers, unless PGVAULT_TEST_SERVERS says otherwise.
+pub fn servers_dir() -> PathBuf {
+    std::env::var_os("PGVAULT_TEST_SERVERS")
+        .map_or_else(|| PathBuf::from("/var/tmp/pgvault-test-servers"), PathBuf::from)
+}
+
+/// Where the binaries of a major version are: `pg/<major>/bin` below [`servers_dir`], for
 /// 15 also Debian's.
 pub fn bin_dir(major: u32) -> PathBuf {
-    let servers = std::env::var("PGVAULT_TEST_SERVERS")
-        .map_or_else(|_| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/servers"), PathBuf::from);
-    let fetched = servers.join(format!("pg/{major}/bin"));
+    let fetched = servers_dir().join(format!("pg/{major}/bin"));
     let debian = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
     [fetched, debian]
         .into_iter()

@@ -13,6 +13,8 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use pgvault::storage::StorageOptions;
 
+use super::pg::servers_dir;
+
 /// The bucket that every test uses, each below a prefix of its own.
 pub const BUCKET: &str = "test";
 /// The only identity of the server.
@@ -126,9 +128,7 @@ pub fn raw_client(endpoint: &str, access_key: &str, secret_key: &str) -> Client 
 
 /// Starts SeaweedFS below a shell that waits for the end of its input, then ends it and removes its files.
 fn spawn(dir: &Path, port: u16) -> Child {
-    let servers = std::env::var("PGVAULT_TEST_SERVERS")
-        .map_or_else(|_| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/servers"), PathBuf::from);
-    let weed = servers.join("bin/weed");
+    let weed = servers_dir().join("bin/weed");
     assert!(weed.exists(), "no SeaweedFS at {}: run `make setup` (scripts/fetch-servers.sh)", weed.display());
     let shown = dir.display();
     let script = r#"dir=$1; shift; "$@" >"$dir/log" 2>&1 </dev/null & pid=$!; cat >/dev/null; kill -9 $pid; wait $pid; rm -rf "$dir""#;
