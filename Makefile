@@ -10,8 +10,9 @@ demo: setup-demo ## the main job on a throw-away PostgreSQL, in under a minute
 	cargo build --release --locked
 	target/release/pgvault demo
 
+# Most tests wait for servers, not for a core: twice as many threads as this machine has cores.
 test: setup ## the whole test suite
-	cargo test --workspace --locked
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --workspace --locked
 
 lint: ## formatting, clippy, licences and sources of dependencies
 	cargo fmt --all --check

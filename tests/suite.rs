@@ -1,6 +1,7 @@
 //! Whole-program tests, in one binary because linking is slow. Each module's name is the question it answers.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test says its seed and its figures")]
 #![allow(clippy::disallowed_methods, reason = "tests wait for real servers, with deadlines by the real clock")]
 
 mod support;
