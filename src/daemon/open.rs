@@ -6,6 +6,7 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 use wal::PgTime;
 
+use super::state_dir;
 use crate::clock::Clock;
 use crate::config::{ClusterConfig, Config};
 use crate::error::{Error, ErrorCode, Result};
@@ -51,6 +52,7 @@ pub async fn repository(
         .map_err(|error| explain(RepositoryError::Storage(error)))?;
     let options = RepositoryOptions {
         compression: config.repository.compression,
+        scratch_dir: state_dir::scratch(&config.state_dir),
         header_cache_dir: writable(config).then(|| config.state_dir.join("headers")),
         ..RepositoryOptions::default()
     };

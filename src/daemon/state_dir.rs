@@ -61,6 +61,15 @@ impl StateDir {
             return Err(cannot("lock the state directory", &error));
         }
         let holder = Holder { pid: std::process::id(), host: host_name(), since: now };
+        // Only who holds the lock makes scratch files: what lies there is of a process that was killed.
+        let scratch = scratch(path);
+        match fs::remove_dir_all(&scratch) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(cannot("remove old scratch files in", &error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        DirBuilder::new().mode(0o700).create(&scratch).map_err(|error| cannot("write to the state directory", &error))?;
         write_holder(&mut lock, &holder).map_err(|error| cannot("write to the state directory", &error))?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
@@ -69,6 +78,11 @@ impl StateDir {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Where files are built that are too large for memory, below this state directory.
+pub fn scratch(state_dir: &Path) -> PathBuf {
+    state_dir.join("scratch")
 }
 
 /// The name of this machine.
@@ -121,6 +135,22 @@ mod tests {
         assert!(error.causes()[0].contains("since 1970-01-01T00:00:00Z"), "{error}");
         drop(first);
         assert!(StateDir::claim(&path, DateTime::UNIX_EPOCH).is_ok());
+    }
+
+    #[test]
+    fn what_a_killed_daemon_left_in_the_scratch_folder_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        drop(StateDir::claim(&path, DateTime::UNIX_EPOCH).unwrap());
+        let left_over = scratch(&path).join("pgvault-segment.0.tmp");
+        fs::write(&left_over, b"x").unwrap();
+        let state = StateDir::claim(&path, DateTime::UNIX_EPOCH).unwrap();
+        assert!(!left_over.exists() && scratch(&path).is_dir());
+        // Whoever comes second leaves alone what the first is at.
+        fs::write(&left_over, b"x").unwrap();
+        assert!(StateDir::claim(&path, DateTime::UNIX_EPOCH).is_err());
+        assert!(left_over.exists());
+        drop(state);
     }
 
     #[test]

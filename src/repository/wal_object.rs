@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use wal::{LongHeader, XactIndex, read_segment_header};
 
+use crate::durable::PRIVATE_FILE;
 use crate::codec::digest::{Hasher, sha256_reader};
 use crate::codec::envelope::FIRST_READ;
 use crate::codec::{Compression, Compressor, FrameReader};
@@ -158,7 +160,7 @@ impl ScratchFile {
     fn create(dir: &Path, name: &str) -> RepositoryResult<(Self, File)> {
         for attempt in 0..1000 {
             let path = dir.join(format!("pgvault-{name}.{attempt}.tmp"));
-            match File::options().read(true).write(true).create_new(true).open(&path) {
+            match File::options().read(true).write(true).create_new(true).mode(PRIVATE_FILE).open(&path) {
                 Ok(file) => return Ok((Self(path), file)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(io_error(&path, error)),
