@@ -69,7 +69,10 @@ impl StateDir {
             }
             Ok(()) | Err(_) => {}
         }
-        DirBuilder::new().mode(0o700).create(&scratch).map_err(|error| cannot("write to the state directory", &error))?;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&scratch)
+            .map_err(|error| cannot("write to the state directory", &error))?;
         write_holder(&mut lock, &holder).map_err(|error| cannot("write to the state directory", &error))?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }

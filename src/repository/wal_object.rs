@@ -9,10 +9,10 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use wal::{LongHeader, XactIndex, read_segment_header};
 
-use crate::durable::PRIVATE_FILE;
 use crate::codec::digest::{Hasher, sha256_reader};
 use crate::codec::envelope::FIRST_READ;
 use crate::codec::{Compression, Compressor, FrameReader};
+use crate::durable::PRIVATE_FILE;
 use crate::repository::header::WalPlace;
 use crate::repository::objects::READ_SIZE;
 use crate::repository::segments::PlainSource;
