@@ -1,5 +1,7 @@
 //! Is what PostgreSQL is told to be flushed really on disk, and does nobody wait for pgvault but those who asked for it?
 
+#![allow(clippy::print_stdout, reason = "seeds and figures are shown with --nocapture and on failure")]
+
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::FileExt as _;

@@ -1,5 +1,7 @@
 //! Is anything lost or false after `kill -9`, at whatever moment, of whatever pgvault is doing?
 
+#![allow(clippy::print_stdout, reason = "seeds and figures are shown with --nocapture and on failure")]
+
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;

@@ -11,6 +11,7 @@ mod backup_engine;
 mod cli_contract;
 mod commits_are_found;
 mod crash;
+mod daemon_memory;
 mod daemon_serves;
 mod demo_recovers;
 mod documents;

@@ -118,7 +118,8 @@ pub fn wal_settings(config: &Config, cluster: &ClusterConfig) -> Result<WalSetti
         spool_dir: config.spool.dir.clone(),
         spool_max_size: config.spool.max_size,
         state_dir: config.state_dir.clone(),
-        uploads: config.repository.storage.connections.unwrap_or(4),
+        // Each may hold a segment in memory, besides the packs of a backup.
+        uploads: config.repository.storage.connections.unwrap_or(3),
         drain: Duration::from_secs(30),
     })
 }

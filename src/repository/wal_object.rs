@@ -19,8 +19,13 @@ use crate::repository::segments::PlainSource;
 use crate::repository::{Objects, RepositoryError, RepositoryResult, WalHeader};
 use crate::storage::{Body, Sha256};
 
-/// Plaintext of one frame, at most.
-const FRAME_PLAIN: u64 = 16 << 20;
+/// Plaintext of one frame. The format allows more, but a frame and its stored form are in memory at once, for every upload
+/// under way, and beyond zstd's window nothing is gained.
+const FRAME_PLAIN: u64 = 2 << 20;
+
+/// Space that an object in memory gets at first. It costs nothing until it is written to, and is more than glibc's malloc
+/// ever keeps for later (`DEFAULT_MMAP_THRESHOLD_MAX`): smaller buffers would stay with every thread that had one.
+const OBJECT_SPACE: usize = 33 << 20;
 
 /// How much plaintext is handed on at a time when reading.
 const PIECE: usize = 1 << 20;
@@ -65,7 +70,7 @@ impl EncodeJob {
 
     fn encode(self) -> RepositoryResult<Encoded> {
         if self.place.length <= self.max_in_memory {
-            let mut out = Cursor::new(Vec::new());
+            let mut out = Cursor::new(Vec::with_capacity(OBJECT_SPACE));
             let (header, first_page, sha256) = self.write_to(&mut out, Path::new("memory"))?;
             let body = Body::Bytes(Bytes::from(out.into_inner()));
             return Ok(Encoded { header, first_page, body, sha256, _scratch: None });
@@ -108,8 +113,9 @@ impl EncodeJob {
         let mut compressor = Compressor::new(self.compression).map_err(|error| mismatch(error.to_string()))?;
         let (mut hasher, mut first_page, mut stored) = (Hasher::new(), None, Vec::new());
         let mut left = self.place.length;
+        let mut frame = Vec::with_capacity(usize::try_from(left.min(FRAME_PLAIN)).unwrap_or_default());
         while left > 0 {
-            let mut frame = Vec::new();
+            frame.clear();
             let wanted = left.min(FRAME_PLAIN);
             plain.by_ref().take(wanted).read_to_end(&mut frame).map_err(|source| self.source_error(source))?;
             if frame.len() as u64 != wanted {
