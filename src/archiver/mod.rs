@@ -5,6 +5,7 @@
 //! been confirmed as well: the last one is kept, so that a record that spans into the next can be read after a restart.
 
 mod exposure;
+mod pieces;
 mod scan;
 mod scanner;
 mod ship;

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use wal::{Lsn, PgTime, SegmentName, WalError, WalEvent, WalReader, XactIndex};
 
 use super::exposure::Exposure;
+use super::pieces::Pieces;
 use crate::spool::{Spool, SpoolError};
 use crate::wal_pipeline::Fact;
 
@@ -29,8 +30,7 @@ pub(super) struct Cursor {
     before: ScanState,
     reader: WalReader,
     index: XactIndex,
-    tail: XactIndex,
-    tail_from: Lsn,
+    pieces: Pieces,
     last_commit: Option<Fact>,
 }
 
@@ -53,14 +53,12 @@ pub(super) enum ScanError {
 impl Cursor {
     /// At the start of a segment.
     pub(super) fn new(spool: &Spool, name: SegmentName, before: ScanState) -> Self {
-        let tail_from = spool.start_of(name);
         Self {
             name,
             reader: before.reader.clone(),
             index: XactIndex::start(before.max_time),
-            tail: XactIndex::start(before.max_time),
+            pieces: Pieces::new(spool.start_of(name), before.max_time),
             before,
-            tail_from,
             last_commit: None,
         }
     }
@@ -97,19 +95,23 @@ impl Cursor {
 
     /// Start and index of what was scanned since the last tail.
     pub(super) fn tail(&self) -> (Lsn, &XactIndex) {
-        (self.tail_from, &self.tail)
+        self.pieces.uncut()
+    }
+
+    /// Start and index of the tail to store now, up to the scan's position.
+    pub(super) fn next_tail(&self) -> (Lsn, &XactIndex) {
+        self.pieces.next(self.position())
     }
 
     /// A tail up to the scan's position is stored: the next one begins there.
     pub(super) fn cut_tail(&mut self) {
-        self.tail = XactIndex::start(self.index.max_time);
-        self.tail_from = self.position();
+        self.pieces.cut(self.position(), self.index.max_time);
     }
 
     /// The repository holds tails up to `end` from an earlier run. Their transaction ends are not counted again.
     pub(super) fn skip_tail(&mut self, end: Lsn) {
-        debug_assert!(self.position() == self.tail_from, "nothing was scanned yet");
-        self.tail_from = end;
+        debug_assert!(self.position() == self.pieces.uncut().0, "nothing was scanned yet");
+        self.pieces.skip(end);
     }
 
     /// Scans what is durable up to `until`. Blocks on disk.
@@ -125,14 +127,10 @@ impl Cursor {
             let piece = &mut buffer[..left.min(PIECE)];
             read(&file, piece, self.position().bytes_since(start))
                 .map_err(|source| SpoolError::Io { path: spool.path(self.name), source })?;
-            let Self { reader, index, tail, tail_from, last_commit, .. } = self;
+            let Self { reader, index, pieces, last_commit, .. } = self;
             let mut on_event = |event: WalEvent| {
                 index.record(&event);
-                // A record that ends within tails of an earlier run is in their index.
-                if event.end() > *tail_from {
-                    tail.record(&event);
-                }
-                tail.max_time = index.max_time;
+                pieces.record(&event, index.max_time);
                 if let WalEvent::Commit(commit) = &event {
                     *last_commit = Some(Fact { lsn: commit.lsn, time: commit.time });
                     exposure.committed(commit.end, commit.time);

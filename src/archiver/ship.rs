@@ -29,7 +29,7 @@ impl Archiver {
     pub(super) fn cut_tail(&self, run: &mut Run, stopping: bool) -> Option<Instant> {
         let cursor = run.cursor.as_mut()?;
         let name = cursor.name();
-        let (from, index) = cursor.tail();
+        let (from, _) = cursor.tail();
         let to = cursor.position();
         let large = to.bytes_since(from) >= STRIDE;
         let wanted = match self.spool.get(name) {
@@ -49,6 +49,7 @@ impl Archiver {
         if !(stopping || large || Instant::now() >= due) {
             return Some(due);
         }
+        let (from, index) = cursor.next_tail();
         run.tails.push_back(TailPiece { segment: name, from, to, index: index.clone() });
         run.last_tail = Instant::now();
         cursor.cut_tail();

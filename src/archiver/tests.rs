@@ -54,7 +54,7 @@ impl Bench {
         stop
     }
 
-    /// Takes in `wal` up to `to`, as the receiver does.
+    /// Takes in `wal` from the segment's start up to `to`, as the receiver does.
     fn receive(&self, wal: &WalWriter, segment: SegmentName, from: Lsn, to: Lsn) {
         let mut file = match self.spool.get(segment) {
             Some(Held::Open { durable } | Held::Left { end: durable }) => self.spool.resume(segment, durable).unwrap(),
@@ -165,4 +165,28 @@ async fn bytes_that_a_failed_write_took_away_are_not_shipped_as_zeros() {
     assert!(error.to_string().contains("holds less than before"), "{error}");
     bench.receive(&wal, name(1, 5), wal.start, wal.end());
     assert!(read().unwrap() == wal.slice(wal.start, within));
+}
+
+#[tokio::test]
+async fn a_segment_that_fills_slowly_is_read_from_few_pieces() {
+    let bench = Bench::new().await;
+    let mut wal = WalWriter::new(1, 5);
+    (1..=34).for_each(|xid| wal.commit(xid, i64::from(xid)));
+    let stop = bench.archive();
+    let mut from = wal.start;
+    for written in &wal.xacts {
+        bench.receive(&wal, name(1, 5), wal.start, written.xact.end);
+        from = written.xact.end;
+        until("this piece is stored", async || bench.stored_end(name(1, 5)).await == Some(from)).await;
+    }
+    stop.cancel();
+    let keys = bench.storage.calls().into_iter().filter(|(op, key)| *op == Operation::Put && key.contains(".tail/"));
+    let spans: Vec<String> = keys.filter_map(|(_, key)| key.rsplit('/').next().map(str::to_owned)).collect();
+    let whole = format!("{}-", wal.start.to_sortable());
+    let from_start = spans.iter().filter(|span| span.starts_with(&whole)).count();
+    assert_eq!((spans.len(), from_start), (34, 2), "the 1st and the 32nd begin at the start: {spans:?}");
+    let catalog = bench.repository.catalog().await.unwrap();
+    let search = crate::repository::xact_search::WalSearch::new(&bench.repository, &catalog, name(1, 5).timeline());
+    let max = search.max_time(from).await.unwrap();
+    assert_eq!(max, Some(wal::PgTime::from_micros(34)));
 }

@@ -17,6 +17,9 @@ mod tests;
 /// How many pieces are read at once.
 const PARALLEL: usize = 8;
 
+/// Up to so many pieces all are read, also those that lie within others: two writers must agree.
+const READ_ALL: usize = 64;
+
 /// How often a chain is listed anew when one of its pieces has gone in between.
 const ATTEMPTS: usize = 3;
 
@@ -66,6 +69,25 @@ impl TailChain {
         (end > start).then_some(Self { segment, start, end, pieces: chain })
     }
 
+    /// Few pieces that hold all of the chain: from each the one that reaches furthest.
+    ///
+    /// A segment that filled slowly has thousands, most of which lie within larger ones that were stored later.
+    pub(super) fn cover(&self) -> Vec<TailName> {
+        let (mut cover, mut end) = (Vec::new(), self.start);
+        let mut pieces = self.pieces.iter().copied().peekable();
+        while end < self.end {
+            let mut furthest: Option<TailName> = None;
+            while let Some(piece) = pieces.next_if(|piece| piece.from <= end) {
+                furthest = furthest.filter(|furthest| furthest.to >= piece.to).or(Some(piece));
+            }
+            // Pieces of a chain come by their first byte and each starts where those before it reach.
+            let Some(piece) = furthest.filter(|piece| piece.to > end) else { break };
+            end = piece.to;
+            cover.push(piece);
+        }
+        cover
+    }
+
     /// The piece that reaches to the end: its header has the running maximum of the whole chain.
     pub(super) fn last_piece(&self) -> Option<TailName> {
         self.pieces.iter().copied().find(|piece| piece.to == self.end)
@@ -112,7 +134,7 @@ impl LineageRepository {
 
     /// What is stored of an incomplete segment, padded with zeros to the segment's size; none when nothing is.
     ///
-    /// Every piece is read and verified. Where two writers' pieces overlap, they must agree: `Damaged` otherwise.
+    /// What is read is verified: of up to 64 pieces all, of more those that hold the chain. Where two writers' pieces overlap, they must agree: `Damaged` otherwise.
     pub async fn fetch_tail(&self, segment: SegmentName) -> RepositoryResult<Option<FetchedTail>> {
         for _ in 0..ATTEMPTS {
             let Some(chain) = self.tail_chain(segment).await? else { return Ok(None) };
@@ -131,8 +153,9 @@ impl LineageRepository {
         let mut bytes =
             vec![0; usize::try_from(size).map_err(|error| RepositoryError::mismatch(chain.segment, error))?];
         let mut filled = chain.start;
+        let wanted = if chain.pieces.len() > READ_ALL { chain.cover() } else { chain.pieces.clone() };
         let mut pieces =
-            stream::iter(chain.pieces.iter().copied()).map(|name| self.fetch_piece(name)).buffered(PARALLEL);
+            stream::iter(wanted).map(|name| self.fetch_piece(name)).buffered(PARALLEL);
         while let Some((name, piece)) = pieces.try_next().await? {
             let outside = || RepositoryError::mismatch(chain.segment, "a piece of its tail lies outside of it");
             let at = usize::try_from(name.from.bytes_since(chain.start)).map_err(|_| outside())?;

@@ -43,6 +43,32 @@ fn the_chain_is_what_reaches_furthest_from_the_start_without_a_hole() {
     assert_eq!(chain(&[piece(0, 12), piece(10, 25)]), Some(at(25)));
 }
 
+#[test]
+fn the_cover_of_a_chain_is_small() {
+    let piece = |from: u64, to: u64| TailName { segment: name(1, 5), from: at(from), to: at(to) };
+    let cover = |pieces: &[TailName]| TailChain::of(name(1, 5), start(), pieces.to_vec()).unwrap().cover();
+    assert_eq!(cover(&[piece(0, 10), piece(10, 20)]), [piece(0, 10), piece(10, 20)]);
+    assert_eq!(cover(&[piece(0, 10), piece(10, 20), piece(0, 30), piece(30, 40)]), [piece(0, 30), piece(30, 40)]);
+    assert_eq!(cover(&[piece(0, 12), piece(5, 8), piece(10, 25), piece(12, 20)]), [piece(0, 12), piece(10, 25)]);
+    let many: Vec<_> = (0..5000).map(|n| piece(if n % 32 == 31 { n - 31 } else { n }, n + 1)).collect();
+    assert_eq!(cover(&many).len(), 5000 / 32 + 5000 % 32);
+}
+
+#[tokio::test]
+async fn a_tail_of_many_pieces_is_read_from_few() {
+    let storage = Arc::new(Faulty::new(Arc::new(MemoryStorage::new())));
+    let lineage = lineage(Arc::<Faulty>::clone(&storage)).await;
+    let wal = wal();
+    for n in 0..100 {
+        put(&lineage, &wal, n * 100, n * 100 + 100).await.unwrap();
+    }
+    put(&lineage, &wal, 0, 10_000).await.unwrap();
+    storage.forget_calls();
+    let tail = lineage.fetch_tail(name(1, 5)).await.unwrap().unwrap();
+    assert!(tail.bytes[..10_000] == wal.bytes[..10_000] && tail.end == at(10_000));
+    assert_eq!(storage.calls().iter().filter(|(operation, _)| *operation == Operation::GetRange).count(), 1);
+}
+
 #[tokio::test]
 async fn a_tail_comes_back_padded_with_zeros() {
     let lineage = lineage(Arc::new(MemoryStorage::new())).await;

@@ -143,7 +143,7 @@ impl WalSearch<'_> {
 
     async fn index_of_chain(&self, chain: &TailChain) -> RepositoryResult<XactIndex> {
         let mut headers =
-            stream::iter(chain.pieces.iter().copied())
+            stream::iter(chain.cover())
                 .map(|piece: TailName| async move {
                     self.header(&WalPlace::tail(self.lineage, piece)?, chain.segment).await
                 })
