@@ -154,8 +154,7 @@ impl LineageRepository {
             vec![0; usize::try_from(size).map_err(|error| RepositoryError::mismatch(chain.segment, error))?];
         let mut filled = chain.start;
         let wanted = if chain.pieces.len() > READ_ALL { chain.cover() } else { chain.pieces.clone() };
-        let mut pieces =
-            stream::iter(wanted).map(|name| self.fetch_piece(name)).buffered(PARALLEL);
+        let mut pieces = stream::iter(wanted).map(|name| self.fetch_piece(name)).buffered(PARALLEL);
         while let Some((name, piece)) = pieces.try_next().await? {
             let outside = || RepositoryError::mismatch(chain.segment, "a piece of its tail lies outside of it");
             let at = usize::try_from(name.from.bytes_since(chain.start)).map_err(|_| outside())?;
