@@ -39,6 +39,7 @@ fn what_this_version_lacks_is_refused_with_exit_code_2() {
         &["repo", "copy", "s3://x"],
         &["config", "schema"],
         &["recover", "main", "--to", "/nowhere", "--delta"],
+        &["backup", "now", "--kind", "incremental"],
     ];
     for args in lacking {
         let (code, document) = pgvault.json(args);
@@ -136,6 +137,39 @@ fn config_show_names_every_source_and_hides_secrets() {
 }
 
 #[test]
+fn config_show_tells_what_libpq_s_variables_say() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    let variables = [("PGHOST", "db"), ("PGUSER", "it's me"), ("PGPASSWORD", "hunter2")];
+    let output = pgvault.command(["config", "show"]).envs(variables).output().unwrap();
+    let text = stdout(&output);
+    let line = text.lines().find(|line| line.starts_with("cluster.main.conninfo")).unwrap();
+    assert!(line.contains("password=*** host=db") && line.contains("user='it"), "{line}");
+    assert!(line.ends_with("environment PGUSER PGPASSWORD PGHOST"), "{line}");
+    assert!(!text.contains("hunter"), "{text}");
+}
+
+#[test]
+fn config_check_reads_the_connection_words() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    for (name, value) in [
+        ("PGPORT", "junk"),
+        ("PGSSLMODE", "bogus"),
+        ("PGTARGETSESSIONATTRS", "bogus"),
+        ("PGSERVICE", "no-such-service"),
+        ("PGVAULT_CONNINFO", "host=db junk=hunter2"),
+        ("PGVAULT_CONNINFO", "host=db password='hunter2"),
+    ] {
+        let output = pgvault.command(["config", "check"]).env("PGHOST", "db").env(name, value).output().unwrap();
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{name}={value}: {text}");
+        assert!(text.contains("error[E0104]: the conninfo of cluster main cannot be used"), "{text}");
+        assert!(!text.contains("hunter"), "{text}");
+    }
+}
+
+#[test]
 fn config_init_is_a_configuration() {
     let dir = test_dir();
     let pgvault = Pgvault::new(dir.path());
@@ -171,6 +205,34 @@ fn a_time_without_a_zone_is_refused_with_both_readings() {
     ] {
         let (code, document) = pgvault.json(args);
         assert_eq!((code, &document["code"]), (2, &Value::from("E0306")), "{args:?}: {document}");
+        let readings: Vec<&str> =
+            document["help"].as_array().unwrap().iter().map(|help| help.as_str().unwrap()).collect();
+        assert_eq!(readings[0], "if UTC is meant: 2026-11-20T05:22:36.000000Z", "{document}");
+        assert!(readings[1].contains(" is meant: 2026-11-20T"), "{document}");
+    }
+}
+
+#[test]
+fn flags_that_would_have_no_effect_are_refused() {
+    let dir = test_dir();
+    let pgvault = Pgvault::new(dir.path());
+    pgvault.config(CLUSTER);
+    let standby = ["--standby", "--primary-conninfo", "host=db user=x"];
+    let refused: &[&[&str]] = &[
+        &["--latest", "--exclusive"],
+        &["--immediate", "--exclusive"],
+        &["--exclusive"],
+        &["--no-config", "--recovery-option", "archive_cleanup_command=true"],
+        &["--no-config", "--action", "promote"],
+        &["--no-config", standby[0], standby[1], standby[2]],
+        &["--action", "promote", standby[0], standby[1], standby[2]],
+        &[standby[0], standby[1], "nonsense"],
+        &[standby[0], standby[1], "host=db sslmode=bogus"],
+    ];
+    for flags in refused {
+        let args: Vec<&str> = ["recover", "main", "--to", "/nowhere"].iter().chain(*flags).copied().collect();
+        let (code, document) = pgvault.json(&args);
+        assert_eq!((code, &document["code"]), (2, &Value::from("E0002")), "{flags:?}: {document}");
     }
 }
 

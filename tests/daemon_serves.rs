@@ -110,6 +110,10 @@ fn a_daemon_tells_how_its_cluster_fares() {
     assert!(pgvault.run(["health"]).status.success());
     assert!(pgvault.run(["health", "--ready"]).status.success());
     assert!(!pgvault.run(["health", "--strict"]).status.success());
+    assert_eq!(pgvault.json(&["health"]), (0, serde_json::json!({ "ok": true })));
+    assert_eq!(pgvault.json(&["health", "--ready"]).1["ready"], true);
+    let (code, refused) = pgvault.json(&["slot", "create"]);
+    assert_eq!((code, &refused["code"]), (7, &Value::from("E0005")), "{refused}");
     daemon.stop();
 }
 
@@ -310,6 +314,14 @@ fn backups_are_taken_listed_and_make_a_window() {
     assert_eq!(pgvault.http("/healthz?strict=1").0, 503);
     daemon.stop();
 
+    let to = pgvault.state.join("standby");
+    let standby = ["--standby", "--primary-conninfo", "host=127.0.0.1 user=postgres", "--to", to.to_str().unwrap()];
+    let plan = pgvault.ok(["recover", "main", "--dry-run"].iter().chain(&standby));
+    assert!(plan.contains("standby.signal") && plan.contains("it follows its primary as a standby"), "{plan}");
+    assert!(!plan.contains("(s)"), "{plan}");
+    let done = pgvault.ok(["recover", "main"].iter().chain(&standby));
+    assert!(done.contains("it follows its primary as a standby"), "{done}");
+
     // The disaster case: nothing runs, and the repository alone answers the same.
     let (code, alone) = pgvault.json(&["window", "main"]);
     assert_eq!(code, 0, "{alone}");
@@ -337,13 +349,13 @@ fn acting_over_http_needs_permission_and_the_token() {
     let text = fs::read_to_string(&setup.pgvault.config).unwrap();
     let act = |pgvault: &Pgvault, token: Option<&str>| post(pgvault, "/api/v1/backups?cluster=main", token);
     let daemon = serve(&setup);
-    assert_eq!(act(&setup.pgvault, Some("s3cret")), 409, "actions are off");
+    assert_eq!(act(&setup.pgvault, Some("s3cret")), 403, "actions are off");
     daemon.stop();
     let allowed = text.replace("[http]", &format!("[http]\nactions = true\ntoken_file = \"{}\"", token.display()));
     fs::write(&setup.pgvault.config, allowed).unwrap();
     let daemon = serve(&setup);
-    assert_eq!(act(&setup.pgvault, None), 409);
-    assert_eq!(act(&setup.pgvault, Some("wrong")), 409);
+    assert_eq!(act(&setup.pgvault, None), 401);
+    assert_eq!(act(&setup.pgvault, Some("wrong")), 401);
     assert_eq!(act(&setup.pgvault, Some("s3cret")), 202);
     assert!(!daemon.log().contains("s3cret"));
     daemon.stop();

@@ -264,7 +264,7 @@ pub struct Recover {
     #[arg(long, value_name = "NAME", requires = "standby")]
     pub slot: Option<String>,
     /// Write no recovery settings and no signal file: an HA manager does
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["standby", "recovery_options", "action"])]
     pub no_config: bool,
     /// Put a tablespace elsewhere; paths
     #[arg(long = "tablespace", value_name = "OLD=NEW", value_parser = key_value)]

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::Ended;
 use super::args::{BackupNow, Kind, OfCluster};
 use super::context::Context;
+use super::not_available;
 use super::output::bytes;
 use super::progress::Progress;
 use super::source;
@@ -31,6 +32,10 @@ const ASK_EVERY: Duration = Duration::from_millis(300);
 const STREAMING_WITHIN: Duration = Duration::from_secs(60);
 
 pub(super) async fn now(context: &Context, args: &BackupNow) -> Ended {
+    if args.kind == Kind::Incremental {
+        return Err(not_available::error("backup now --kind incremental")
+            .help("leave it out: what did not change is not stored twice"));
+    }
     let config = context.config()?;
     let cluster = context.cluster(&config, &args.of)?;
     let wish = wish(args);

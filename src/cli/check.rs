@@ -13,6 +13,7 @@ use crate::config::{ClusterConfig, Config};
 use crate::daemon::check::{Finding, findings};
 use crate::daemon::http::check_document;
 use crate::daemon::probe::{self, Probes};
+use crate::daemon::status::counted;
 use crate::daemon::{deep, open};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -58,6 +59,9 @@ async fn look(context: &Context, args: &Check) -> Result<Value> {
         if args.deep {
             let finding =
                 daemon.post(&format!("/api/v1/check/deep?cluster={name}"), &Value::Object(Default::default())).await?;
+            if finding["status"] == "failed" {
+                of_cluster["status"] = finding["status"].clone();
+            }
             if let Some(checks) = of_cluster["checks"].as_array_mut() {
                 checks.push(finding);
             }
@@ -123,9 +127,9 @@ fn screen(output: &Output, document: &Value) {
         }
     }
     output.text(&format!(
-        "{} failed, {} warning(s), {} ok",
+        "{} failed, {}, {} ok",
         count(document, "failed"),
-        count(document, "warn"),
+        counted(count(document, "warn") as u64, "warning"),
         count(document, "ok")
     ));
 }
@@ -182,6 +186,17 @@ pub(super) async fn health(context: &Context, args: &Health) -> Ended {
         (false, false) => "/livez",
     };
     let (status, body) = daemon.status(path).await?;
-    context.output.text(body.trim_end());
-    if status == 200 { Ok(0) } else { Ok(ErrorCode::CheckFailed.exit_code()) }
+    let well = status == 200;
+    let document = serde_json::from_str(&body).unwrap_or_else(|_| serde_json::json!({ "ok": well }));
+    match path {
+        _ if context.output.json => context.output.document(&document),
+        "/healthz" => screen(&context.output, &document),
+        "/readyz" if well => context.output.text("ready"),
+        "/readyz" if document["spool_writable"] == false => {
+            context.output.text("not ready: the spool cannot be written")
+        }
+        "/readyz" => context.output.text("not ready: no cluster is configured"),
+        _ => context.output.text(body.trim_end()),
+    }
+    if well { Ok(0) } else { Ok(ErrorCode::CheckFailed.exit_code()) }
 }

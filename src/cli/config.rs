@@ -5,9 +5,13 @@ use serde_json::json;
 use super::Ended;
 use super::context::Context;
 use crate::config;
+use crate::daemon::open;
 
 pub(super) fn check(context: &Context) -> Ended {
     let config = context.config()?;
+    for cluster in &config.clusters {
+        open::conninfo(&config, cluster)?;
+    }
     let without_effect = config.without_effect();
     let output = &context.output;
     if output.json {

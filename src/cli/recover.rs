@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use recovery::settings::{RestoreCommand, StandbySettings};
-use recovery::{BackupId, RecoveryRequest, RecoveryTarget, TargetAction, TargetTimeline};
+use recovery::settings::{RestoreCommand, SignalFile, StandbySettings};
+use recovery::{BackupId, RecoveryRequest, RecoveryTarget, StopAt, TargetAction, TargetTimeline};
 use serde_json::{Value, json};
 use wal::{Lsn, PgTime, TimelineId};
 
@@ -18,7 +18,9 @@ use super::window::to_value;
 use crate::config::keys::Section;
 use crate::config::{ClusterConfig, Config, Origin, Raw};
 use crate::daemon::http;
+use crate::daemon::status::counted;
 use crate::error::{Error, ErrorCode, Result};
+use crate::primary::{Conninfo, Environment};
 use crate::repository::LineageRepository;
 use crate::restore::{self, ConfigRequest, RestorePlan, RestoreProgress, RestoreProgressSender, RestoreRequest};
 
@@ -29,6 +31,7 @@ pub(super) async fn run(context: &Context, args: &Recover) -> Ended {
     // What was asked for is understood before anything is opened.
     let now = PgTime::from(context.clock.now());
     let target = target(args, now)?;
+    contradictions(args, &target)?;
     let timeline = args.timeline.as_deref().map(timeline).transpose()?;
     let config = context.config()?;
     let cluster = context.cluster(&config, &args.of)?;
@@ -108,13 +111,44 @@ async fn apply(
     if args.no_config {
         output.text("no settings were written: the HA manager starts it");
     } else {
-        output.text(&format!(
-            "Then        pg_ctl -D {} start; {}",
-            outcome.directory.display(),
-            restore::then(plan.recovery.action)
-        ));
+        output.text(&format!("Then        pg_ctl -D {} start; {}", outcome.directory.display(), then(plan)));
     }
     Ok(0)
+}
+
+/// What happens when PostgreSQL is started on what was restored.
+fn then(plan: &RestorePlan) -> &'static str {
+    let standby = plan.settings.as_ref().is_some_and(|settings| settings.signal == SignalFile::Standby);
+    if standby && plan.recovery.stop == StopAt::EndOfWal {
+        return "it follows its primary as a standby";
+    }
+    restore::then(plan.recovery.action)
+}
+
+/// Refuses flags that would have no effect together with the others.
+fn contradictions(args: &Recover, target: &RecoveryTarget) -> Result<()> {
+    let refuse = |what: &str, help: &str| Err(Error::new(ErrorCode::Usage, what.to_owned()).help(help.to_owned()));
+    let has_stop = !matches!(target, RecoveryTarget::Latest);
+    if args.exclusive && (!has_stop || *target == RecoveryTarget::Immediate) {
+        return refuse("--exclusive needs a target to stop before", "add --target-time, --target-lsn or --target-xid");
+    }
+    if args.standby && args.action.is_some() && !has_stop {
+        return refuse(
+            "--action has no effect on a standby that follows its primary",
+            "leave out --action, or name a target",
+        );
+    }
+    if let Some(words) = &args.primary_conninfo {
+        // Read as if it were complete: who runs this may have none of the standby's environment.
+        let mut environment = Environment::from_variables::<String, String>([]);
+        environment.user = Some("postgres".to_owned());
+        if !words.contains("service=")
+            && let Err(error) = Conninfo::parse(words, &environment)
+        {
+            return Err(Error::new(ErrorCode::Usage, "--primary-conninfo cannot be used").because(error));
+        }
+    }
+    Ok(())
 }
 
 fn target(args: &Recover, now: PgTime) -> Result<RecoveryTarget> {
@@ -253,6 +287,9 @@ fn show_plan(context: &Context, plan: &RestorePlan, dry_run: bool) -> Result<()>
         if dry_run { output.text(&line) } else { output.note(&line) }
     }
     if dry_run {
+        if plan.settings.is_some() {
+            output.text(&format!("Then        pg_ctl -D {} start; {}", plan.directory.display(), then(plan)));
+        }
         output.text("nothing was changed (--dry-run)");
     }
     Ok(())
@@ -273,7 +310,7 @@ fn lines(plan: &RestorePlan, document: &Value, verbose: bool) -> Vec<String> {
             bytes(recovery.backup.size_bytes),
             recovery.backup.stopped_at
         ),
-        format!("WAL         {} .. {}   {} segment(s)", text("wal_from"), text("wal_to"), plan.wal_segments),
+        format!("WAL         {} .. {}   {}", text("wal_from"), text("wal_to"), counted(plan.wal_segments, "segment")),
         format!("Download    {} from the repository", bytes(plan.download_bytes)),
     ];
     for place in &plan.places {
@@ -301,10 +338,11 @@ fn lines(plan: &RestorePlan, document: &Value, verbose: bool) -> Vec<String> {
     }
     let settings: Vec<&str> = document["settings"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     match &plan.settings {
-        Some(_) => lines.push(format!(
-            "Writes      {}, postgresql.auto.conf ({} lines), the signal file",
+        Some(written) => lines.push(format!(
+            "Writes      {}, postgresql.auto.conf ({}), {}",
             plan.directory.display(),
-            settings.len()
+            counted(settings.len() as u64, "line"),
+            written.signal.file_name()
         )),
         None => lines.push(format!("Writes      {}, no settings (--no-config)", plan.directory.display())),
     }

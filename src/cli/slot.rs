@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::Ended;
 use super::args::OfCluster;
 use super::context::Context;
+use super::output::bytes;
 use super::source;
 use crate::config::{ClusterConfig, Config};
 use crate::daemon::members::Members;
@@ -38,8 +39,12 @@ pub(super) async fn show(context: &Context, of: &OfCluster) -> Ended {
         context.output.document(&json!({ "cluster": cluster.name, "slots": slots }));
         return Ok(0);
     }
-    let text = |value: &Value| {
-        value.as_str().map_or_else(|| if value.is_null() { "-".to_owned() } else { value.to_string() }, str::to_owned)
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        Value::Number(count) => bytes(count.as_u64().unwrap_or_default()),
+        _ => "-".to_owned(),
     };
     let rows = slots.iter().map(|slot| {
         ["host", "name", "exists", "active", "wal_status", "restart_lsn", "retained_bytes", "error"]
@@ -71,6 +76,11 @@ pub(super) async fn create(context: &Context, of: &OfCluster) -> Ended {
     let cluster = context.cluster(&config, of)?;
     let name = configured(&cluster)?;
     let doing = format!("cannot create slot \"{name}\" of {}", cluster.name);
+    if let Some((host, true)) = on_server(&config, &cluster, &name).await? {
+        return Err(Error::new(ErrorCode::Refused, format!("slot \"{name}\" exists on {host}"))
+            .because("nothing was changed")
+            .help("see how it is: pgvault slot show"));
+    }
     let mut connection = connect(&config, &cluster, &doing).await?;
     connection.create_physical_slot(&name).await.map_err(|error| error.explain(doing))?;
     context.output.text(&format!("slot \"{name}\" created; it keeps WAL from now on"));
@@ -90,16 +100,20 @@ pub(super) async fn drop(context: &Context, of: &OfCluster) -> Ended {
     }
     let doing = format!("cannot drop slot \"{name}\" of {}", cluster.name);
     // Looked at first: to drop a slot that is not there is "not found", whatever the server says to it.
-    if let Ok(session) = sql::connect(&open::connect_options(&config, &cluster)?).await
-        && let Ok(Some(slots)) = session.slots().await
-        && !slots.iter().any(|row| row.name == name.as_str())
-    {
-        return Err(Error::new(ErrorCode::NotFound, format!("there is no slot \"{name}\" on {}", session.host())));
+    if let Some((host, false)) = on_server(&config, &cluster, &name).await? {
+        return Err(Error::new(ErrorCode::NotFound, format!("there is no slot \"{name}\" on {host}")));
     }
     let mut connection = connect(&config, &cluster, &doing).await?;
     connection.drop_slot(&name).await.map_err(|error| error.explain(doing))?;
     context.output.text(&format!("slot \"{name}\" dropped"));
     Ok(0)
+}
+
+/// The server and whether the slot is there; `None` when it cannot be seen, as without the right to run queries.
+async fn on_server(config: &Config, cluster: &ClusterConfig, name: &SlotName) -> Result<Option<(String, bool)>> {
+    let Ok(session) = sql::connect(&open::connect_options(config, cluster)?).await else { return Ok(None) };
+    let Ok(Some(slots)) = session.slots().await else { return Ok(None) };
+    Ok(Some((session.host().to_string(), slots.iter().any(|row| row.name == name.as_str()))))
 }
 
 async fn connect(config: &Config, cluster: &ClusterConfig, doing: &str) -> Result<ReplicationConnection> {

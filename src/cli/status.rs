@@ -8,7 +8,7 @@ use super::args::OfCluster;
 use super::context::Context;
 use super::output::{Color, Output, bytes, seconds};
 use super::source;
-use crate::daemon::status::status;
+use crate::daemon::status::{counted, status};
 
 pub(super) async fn run(context: &Context, of: &OfCluster) -> Ended {
     let document = document(context, of).await?;
@@ -94,7 +94,8 @@ fn screen(output: &Output, cluster: &Value, now: DateTime<Utc>) {
         || {
             let sizes = (repository["base_bytes"].as_u64(), repository["wal_bytes"].as_u64());
             let (base, wal) = (sizes.0.unwrap_or_default(), sizes.1.unwrap_or_default());
-            format!("ok  {} base + {} WAL, {} backup(s)", bytes(base), bytes(wal), cluster["backups"]["count"])
+            let backups = counted(cluster["backups"]["count"].as_u64().unwrap_or_default(), "backup");
+            format!("ok  {} base + {} WAL, {backups}", bytes(base), bytes(wal))
         },
         |error| output.paint(Color::Red, error),
     );
@@ -118,7 +119,7 @@ fn recoverable(window: &Value, now: DateTime<Utc>) -> String {
     };
     let gaps = match window["gaps"].as_u64().unwrap_or_default() {
         0 => String::new(),
-        gaps => format!("   {gaps} gap(s), see `pgvault window`"),
+        gaps => format!("   {}, see `pgvault window`", counted(gaps, "gap")),
     };
     let length = seconds((to - from).num_seconds());
     format!(
@@ -141,11 +142,11 @@ fn wal(wal: &Value) -> String {
     let lag = wal["lag_bytes"].as_u64().map_or_else(String::new, |lag| format!("; lag {}", bytes(lag)));
     let rpo = wal["rpo_seconds"].as_f64().map_or_else(String::new, |rpo| format!(", {rpo:.0} s"));
     format!(
-        "streaming, flushed {}, archived {}, shipped {}; {} file(s) waiting{lag}{rpo}{error}",
+        "streaming, flushed {}, archived {}, shipped {}; {} waiting{lag}{rpo}{error}",
         lsn("flushed_lsn"),
         lsn("archived_lsn"),
         lsn("shipped_lsn"),
-        wal["spool_segments"],
+        counted(wal["spool_segments"].as_u64().unwrap_or_default(), "file"),
     )
 }
 

@@ -102,12 +102,13 @@ pub(super) async fn switch(context: &Context, of: &OfCluster) -> Ended {
     let config = context.config()?;
     let cluster = context.cluster(&config, of)?;
     let doing = format!("cannot switch WAL of {}", cluster.name);
-    let session =
-        sql::connect(&open::connect_options(&config, &cluster)?).await.map_err(|error| error.explain(doing.clone()))?;
+    let options = open::connect_options(&config, &cluster)?;
+    let session = sql::connect(&options).await.map_err(|error| error.explain(doing.clone()))?;
     let lsn = session.switch_wal().await.map_err(|error| error.explain(doing.clone()))?.ok_or_else(|| {
-        Error::new(ErrorCode::NoReplicationRight, doing)
-            .because("the role may not call pg_switch_wal()")
-            .help("on the primary: GRANT EXECUTE ON FUNCTION pg_switch_wal() TO pgvault;")
+        Error::new(ErrorCode::NoReplicationRight, doing).because("the role may not call pg_switch_wal()").help(format!(
+            "on the primary: GRANT EXECUTE ON FUNCTION pg_switch_wal() TO \"{}\";",
+            options.conninfo.user()
+        ))
     })?;
     if context.output.json {
         context.output.document(&json!({ "cluster": cluster.name, "lsn": lsn }));

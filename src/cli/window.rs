@@ -107,6 +107,8 @@ fn screen(output: &Output, document: &Value) {
             }
         }
     } else {
-        output.text(&output.paint(Color::Red, &format!("{time} cannot be recovered: {}", text(&at["reason"]))));
+        let reason = text(&at["reason"]);
+        let reason = reason.strip_prefix(time).map_or_else(|| reason.clone(), |rest| format!("it{rest}"));
+        output.text(&output.paint(Color::Red, &format!("{time} cannot be recovered: {reason}")));
     }
 }

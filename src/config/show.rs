@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::keys::{self, Place, Section};
 use super::settings::{Origin, Raw};
 use super::{Config, environment};
+use crate::primary::Environment;
 
 /// One value, secrets hidden.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -52,7 +53,12 @@ fn implied(config: &Config, section: &Section, key: &keys::Key) -> (String, Stri
         ),
         (Place::Repository, "url") => (text(config.repository.storage.url.clone()), default),
         (Place::Spool, "dir") => (text(config.spool.dir.display().to_string()), default),
-        (Place::Cluster, "conninfo") => (text(String::new()), "environment PG*".to_owned()),
+        (Place::Cluster, "conninfo") => {
+            let said = Environment::from_variables(config.variables.iter()).shown();
+            let words: Vec<String> = said.iter().map(|(name, _, value)| format!("{name}={}", quoted(value))).collect();
+            let variables: Vec<&str> = said.iter().map(|(_, variable, _)| *variable).collect();
+            (text(words.join(" ")), format!("environment {}", variables.join(" ")))
+        }
         _ => {
             let value = match key.form {
                 keys::Form::Bool | keys::Form::Integer if !key.default.is_empty() => key.default.to_owned(),
@@ -61,6 +67,15 @@ fn implied(config: &Config, section: &Section, key: &keys::Key) -> (String, Stri
             };
             (value, default)
         }
+    }
+}
+
+/// A value in libpq's words.
+fn quoted(value: &str) -> String {
+    if value.is_empty() || value.contains(|c: char| c.is_whitespace() || c == '\'' || c == '\\') {
+        format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
+    } else {
+        value.to_owned()
     }
 }
 

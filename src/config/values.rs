@@ -107,12 +107,14 @@ fn number_and_unit(text: &str) -> Option<(u64, &str, &str)> {
 
 /// A cron expression of five fields, in which 0 and 7 are Sunday and the two day fields are alternatives, as in crontab.
 pub fn cron(text: &str) -> Parsed<Cron> {
-    CronParser::builder()
-        .seconds(Seconds::Disallowed)
-        .year(Year::Disallowed)
-        .build()
-        .parse(text.trim())
-        .map_err(|error| format!("is not a schedule: {error}; expected five fields, as in \"0 3 * * *\""))
+    CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build().parse(text.trim()).map_err(
+        |error| {
+            format!(
+                "is not a schedule: {}; expected five fields, as in \"0 3 * * *\"",
+                error.to_string().trim_end_matches('.')
+            )
+        },
+    )
 }
 
 /// A time zone of the tz database.

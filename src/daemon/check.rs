@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::probe::Probes;
 use super::schedule;
-use super::status::live_range;
+use super::status::{counted, live_range};
 use super::view::ClusterView;
 use crate::error::Error;
 use crate::storage::PutIfAbsent;
@@ -186,7 +186,7 @@ fn synchronous(view: &ClusterView) -> Finding {
 fn spool(view: &ClusterView) -> Finding {
     let name = "spool";
     let Some(wal) = &view.wal else { return Finding::new(name, Skipped, "no daemon runs") };
-    let waiting = format!("{} file(s), {} MB wait", wal.spool_segments, wal.spool_bytes >> 20);
+    let waiting = format!("{}, {} MB wait", counted(wal.spool_segments, "file"), wal.spool_bytes >> 20);
     let free = wal.spool_free_bytes.map_or_else(String::new, |bytes| format!(", {} MB free", bytes >> 20));
     let fix = "free the disk, raise `max_size` in [spool], or see why archiving lags: pgvault status";
     match wal.spool_level {
@@ -264,7 +264,7 @@ fn window(view: &ClusterView) -> Finding {
     let described = format!("from {} to {}", range.from.time, range.to.time);
     match stored.window.gaps.len() {
         0 => Finding::new(name, Fine, described),
-        gaps => Finding::new(name, Warn, format!("{described}; {gaps} gap(s)")).fix("pgvault window"),
+        gaps => Finding::new(name, Warn, format!("{described}; {}", counted(gaps as u64, "gap"))).fix("pgvault window"),
     }
 }
 

@@ -41,8 +41,10 @@ async fn run(connect: &ConnectOptions, cluster: &ClusterRepository, clock: &Arc<
         .await
         .map_err(|error| error.explain("cannot write a restore point"))?;
     let end = session.switch_wal().await.map_err(|error| error.explain("cannot switch WAL"))?.ok_or_else(|| {
-        Error::new(ErrorCode::NoReplicationRight, "the role may not switch WAL")
-            .help("GRANT EXECUTE ON FUNCTION pg_switch_wal(), pg_create_restore_point(text) TO pgvault;")
+        Error::new(ErrorCode::NoReplicationRight, "the role may not switch WAL").help(format!(
+            "GRANT EXECUTE ON FUNCTION pg_switch_wal(), pg_create_restore_point(text) TO \"{}\";",
+            connect.conninfo.user()
+        ))
     })?;
     let lineage = stored::newest_lineage(cluster).await?;
     let timeline = newest_timeline(&lineage).await?;

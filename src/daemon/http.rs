@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -58,22 +59,22 @@ pub fn router(supervisor: Arc<Supervisor>, access: Access) -> Router {
         .route("/api/v1/backups/run", get(get_run))
         .route("/api/v1/check", get(get_check))
         .route("/api/v1/check/deep", post(post_deep_check))
-        .fallback(async || Failure(Error::new(ErrorCode::NotFound, "no such page")))
+        .fallback(async || Failure::from(Error::new(ErrorCode::NotFound, "no such page")))
         .with_state(Shared { supervisor, access: Arc::new(access) })
 }
 
 /// An error as a response: the document of INTERFACE section 3, and a status for those who look at it only.
-struct Failure(Error);
+struct Failure(Error, Option<StatusCode>);
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self(error)
+        Self(error, None)
     }
 }
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let status = match self.0.code() {
+        let by_code = match self.0.code() {
             ErrorCode::Usage | ErrorCode::TimeWithoutZone => StatusCode::BAD_REQUEST,
             ErrorCode::NotFound => StatusCode::NOT_FOUND,
             ErrorCode::Refused | ErrorCode::Conflict => StatusCode::CONFLICT,
@@ -81,7 +82,7 @@ impl IntoResponse for Failure {
             ErrorCode::RepositoryDenied | ErrorCode::NoPrimary => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        (status, Json(document(&self.0))).into_response()
+        (self.1.unwrap_or(by_code), Json(document(&self.0))).into_response()
     }
 }
 
@@ -116,6 +117,7 @@ struct Question {
 }
 
 type Answer = std::result::Result<Response, Failure>;
+type Allowed = std::result::Result<(), Failure>;
 
 async fn front() -> &'static str {
     "pgvault\n\n/metrics\n/livez\n/readyz\n/healthz\n/api/v1/status\n/api/v1/window\n/api/v1/backups\n/api/v1/check\n"
@@ -195,8 +197,8 @@ pub fn moment(text: &str, now: PgTime) -> Result<PgTime> {
     time_text::parse(text, now, &local_zone(now)).map_err(|error| match &error {
         time_text::TimeTextError::WithoutZone { utc, local, zone, .. } => {
             Error::new(ErrorCode::TimeWithoutZone, format!("\"{text}\" has no time zone"))
-                .help(format!("if UTC is meant, write          {utc}"))
-                .help(format!("if {zone} is meant, write {local}"))
+                .help(format!("if UTC is meant: {utc}"))
+                .help(format!("if {zone} is meant: {local}"))
         }
         time_text::TimeTextError::Ambiguous { first, second, .. } => {
             Error::new(ErrorCode::TimeWithoutZone, error.to_string())
@@ -234,9 +236,13 @@ async fn post_backup(
     State(shared): State<Shared>,
     headers: HeaderMap,
     Query(question): Query<Question>,
-    Json(wish): Json<BackupWish>,
+    body: Bytes,
 ) -> Answer {
+    // Who may not act is told so, whatever the body is.
     shared.may_act(&headers)?;
+    let wish: &[u8] = if body.is_empty() { b"{}" } else { &body };
+    let wish: BackupWish = serde_json::from_slice(wish)
+        .map_err(|error| Error::new(ErrorCode::Usage, "the body is no wish for a backup").because(error))?;
     let cluster = shared.supervisor.one_cluster(question.cluster.as_deref())?;
     let number = cluster.backups.start(wish).await?;
     Ok((StatusCode::ACCEPTED, Json(json!({ "cluster": cluster.config.name, "run": number }))).into_response())
@@ -295,33 +301,36 @@ async fn post_deep_check(State(shared): State<Shared>, headers: HeaderMap, Query
     Ok(Json(finding).into_response())
 }
 
+/// Nobody may, with whatever token.
+fn forbidden(message: &str, help: &str) -> Failure {
+    Failure(Error::new(ErrorCode::Refused, message.to_owned()).help(help.to_owned()), Some(StatusCode::FORBIDDEN))
+}
+
 impl Shared {
-    fn may_read(&self, headers: &HeaderMap) -> Result<()> {
+    fn may_read(&self, headers: &HeaderMap) -> Allowed {
         match &*self.access {
             Access::Owner | Access::Network { loopback: true, .. } => Ok(()),
             Access::Network { token: Some(token), .. } => self.has_token(headers, token),
-            Access::Network { token: None, .. } => {
-                Err(Error::new(ErrorCode::Refused, "reading from other machines needs a token")
-                    .help("set `token_file` in [http] and send it: Authorization: Bearer TOKEN"))
-            }
+            Access::Network { token: None, .. } => Err(forbidden(
+                "reading from other machines needs a token",
+                "set `token_file` in [http] and send it: Authorization: Bearer TOKEN",
+            )),
         }
     }
 
-    fn may_act(&self, headers: &HeaderMap) -> Result<()> {
+    fn may_act(&self, headers: &HeaderMap) -> Allowed {
         match &*self.access {
             Access::Owner => Ok(()),
-            Access::Network { actions: false, .. } => {
-                Err(Error::new(ErrorCode::Refused, "this server does not act over HTTP")
-                    .help("set `actions = true` in [http], or use the command line on this machine"))
-            }
+            Access::Network { actions: false, .. } => Err(forbidden(
+                "this server does not act over HTTP",
+                "set `actions = true` in [http], or use the command line on this machine",
+            )),
             Access::Network { token: Some(token), .. } => self.has_token(headers, token),
-            Access::Network { token: None, .. } => {
-                Err(Error::new(ErrorCode::Refused, "acting needs a token").help("set `token_file` in [http]"))
-            }
+            Access::Network { token: None, .. } => Err(forbidden("acting needs a token", "set `token_file` in [http]")),
         }
     }
 
-    fn has_token(&self, headers: &HeaderMap, token: &SecretString) -> Result<()> {
+    fn has_token(&self, headers: &HeaderMap, token: &SecretString) -> Allowed {
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
         // Hashes are compared: how long that takes says nothing about the token.
         let right = given
@@ -329,8 +338,8 @@ impl Shared {
         if right {
             Ok(())
         } else {
-            Err(Error::new(ErrorCode::Refused, "the token is missing or wrong")
-                .help("send it: Authorization: Bearer TOKEN"))
+            let error = Error::new(ErrorCode::Refused, "the token is missing or wrong");
+            Err(Failure(error.help("send it: Authorization: Bearer TOKEN"), Some(StatusCode::UNAUTHORIZED)))
         }
     }
 }

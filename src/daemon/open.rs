@@ -44,6 +44,9 @@ pub async fn repository(
             format!("cannot open the repository {url}"),
         );
         let outer = inner.causes().iter().fold(outer.because(inner.message()), |error, cause| error.because(cause));
+        if inner.help_lines().is_empty() {
+            return outer.help("see what the store answers: pgvault repo check");
+        }
         inner.help_lines().iter().fold(outer, |error, help| error.help(help.clone()))
     };
     let context = StorageContext { clock: Arc::clone(clock), meter, ..StorageContext::default() };

@@ -224,6 +224,11 @@ fn recoverable_to(view: &ClusterView, backup: &Backup) -> Option<PgTime> {
     Some(range.to.time).max(live_end)
 }
 
+/// A number and what is counted: `1 file`, `2 files`.
+pub fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A connection that is gone for less is a hiccup.
 const PATIENCE: TimeDelta = TimeDelta::minutes(2);
 
@@ -240,7 +245,7 @@ fn verdict(view: &ClusterView, now: DateTime<Utc>) -> (State, Vec<String>) {
     }
     let gaps = view.stored.as_deref().map_or(0, |stored| stored.window.gaps.len());
     if gaps > 0 {
-        warning.push(format!("{gaps} gap(s) in the stored WAL"));
+        warning.push(format!("{} in the stored WAL", counted(gaps as u64, "gap")));
     }
     backup_verdict(view, now, &mut critical, &mut warning);
     let state = match (critical.is_empty(), warning.is_empty()) {

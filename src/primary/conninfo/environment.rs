@@ -47,6 +47,18 @@ impl Environment {
         self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// What the variables say in libpq's words: keyword, variable, value; a password is `***`.
+    pub fn shown(&self) -> Vec<(&'static str, &'static str, String)> {
+        let mut shown = Vec::new();
+        for known in keyword::KEYWORDS {
+            if let Some((variable, value)) = known.variable.and_then(|name| Some((name, self.variable(name)?))) {
+                let value = if known.name == "password" { "***" } else { value };
+                shown.push((known.name, variable, value.to_owned()));
+            }
+        }
+        shown
+    }
+
     /// Fills keywords that are still open from their variables.
     pub(super) fn fill(&self, words: &mut Words) -> Result<(), ConninfoError> {
         for known in keyword::KEYWORDS {
