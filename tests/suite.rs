@@ -8,6 +8,7 @@ mod support;
 
 mod acknowledgement;
 mod backup_engine;
+mod branches_are_kept;
 mod cli_contract;
 mod commits_are_found;
 mod crash;
