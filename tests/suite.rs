@@ -26,6 +26,7 @@ mod oracle_is_sharp;
 mod primary_connects;
 mod receive;
 mod recover_branches;
+mod refusals;
 mod restore_files;
 mod s3_misbehaves;
 mod spool;
