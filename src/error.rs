@@ -255,6 +255,14 @@ impl Error {
         &self.inner.message
     }
 
+    /// What happened and the first reason, for where there is one line only.
+    pub fn in_one_line(&self) -> String {
+        match self.inner.causes.first() {
+            Some(cause) => format!("{}: {cause}", self.inner.message),
+            None => self.inner.message.clone(),
+        }
+    }
+
     /// Why, outermost first.
     pub fn causes(&self) -> &[String] {
         &self.inner.causes

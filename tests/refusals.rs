@@ -14,22 +14,22 @@ use crate::support::pgvault::Pgvault;
 use crate::support::restored::listing;
 
 /// What was refused, as `--json` and as text.
-pub struct Refusal {
-    pub json: Value,
-    pub text: String,
+pub(crate) struct Refusal {
+    pub(crate) json: Value,
+    pub(crate) text: String,
 }
 
 impl Refusal {
     /// Panics unless message, causes or help say this.
     #[track_caller]
-    pub fn says(&self, what: &str) -> &Self {
+    pub(crate) fn says(&self, what: &str) -> &Self {
         assert!(self.text.contains(what), "{what:?} is not said in:\n{}", self.text);
         self
     }
 
     /// The cause that begins so, without that beginning.
     #[track_caller]
-    pub fn cause(&self, beginning: &str) -> String {
+    pub(crate) fn cause(&self, beginning: &str) -> String {
         let causes = self.json["causes"].as_array().unwrap();
         let texts = causes.iter().map(|cause| cause.as_str().unwrap());
         let found = texts.clone().find_map(|cause| cause.strip_prefix(beginning));
@@ -39,7 +39,7 @@ impl Refusal {
 
 /// Runs a command in both forms, which must be refused so, and must leave everything below `watched` as it was.
 #[track_caller]
-pub fn refused(installed: &Pgvault, args: &[&str], watched: &[&Path], code: &str, exit: i32) -> Refusal {
+pub(crate) fn refused(installed: &Pgvault, args: &[&str], watched: &[&Path], code: &str, exit: i32) -> Refusal {
     let before: Vec<BTreeSet<String>> = watched.iter().map(|path| listing(path)).collect();
     let output = installed.run(args);
     let text = String::from_utf8(output.stderr).unwrap();

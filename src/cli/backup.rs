@@ -112,10 +112,12 @@ async fn by_ourselves(context: &Context, config: &Config, cluster: &ClusterConfi
     let _state = crate::daemon::state_dir::StateDir::claim(&config.state_dir, context.clock.now())?;
     // What cannot be reached is said at once: the pipeline would try for ever.
     let let_in = probe::replication(&open::connect_options(config, cluster)?).await;
-    if !let_in.iter().any(Result::is_ok)
-        && let Some(Err(error)) = let_in.into_iter().next()
-    {
-        return Err(error);
+    if !let_in.iter().any(Result::is_ok) {
+        let others: Vec<String> =
+            let_in.iter().skip(1).flat_map(|other| other.as_ref().err().map(Error::in_one_line)).collect();
+        if let Some(Err(error)) = let_in.into_iter().next() {
+            return Err(others.into_iter().fold(error, Error::because));
+        }
     }
     let repository = open::repository(config, &context.clock, Arc::new(NoMeter), open::Missing::Create).await?;
     let stored_cluster = repository.cluster(&open::cluster_name(cluster)?);

@@ -153,7 +153,9 @@ fn contradictions(args: &Recover, target: &RecoveryTarget) -> Result<()> {
 
 fn target(args: &Recover, now: PgTime) -> Result<RecoveryTarget> {
     let wanted = &args.target;
-    let usage = |error: &dyn std::fmt::Display| Error::new(ErrorCode::Usage, error.to_string());
+    let usage = |error: &dyn std::fmt::Display| {
+        Error::new(ErrorCode::Usage, error.to_string()).help("write a position as PostgreSQL does: 0/5000148")
+    };
     Ok(if let Some(text) = &wanted.target_time {
         RecoveryTarget::Time(http::moment(text, now)?)
     } else if let Some(text) = &wanted.target_lsn {
@@ -173,9 +175,9 @@ fn timeline(text: &str) -> Result<TargetTimeline> {
     if text == "latest" {
         return Ok(TargetTimeline::Latest);
     }
-    text.parse::<TimelineId>()
-        .map(TargetTimeline::Number)
-        .map_err(|error| Error::new(ErrorCode::Usage, error.to_string()))
+    text.parse::<TimelineId>().map(TargetTimeline::Number).map_err(|error| {
+        Error::new(ErrorCode::Usage, error.to_string()).help("--timeline latest, or a number: pgvault window")
+    })
 }
 
 fn action(action: Action) -> TargetAction {

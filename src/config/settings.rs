@@ -173,7 +173,8 @@ impl Settings {
         let shown = setting.map_or_else(String::new, |setting| format!(" = {}", setting.raw));
         let shown = if may_hold_secret(name) { String::new() } else { shown };
         let message = format!("`{name}`{shown} in [{section}] {what}");
-        let error = Error::new(ErrorCode::InvalidConfig, message);
+        let error =
+            Error::new(ErrorCode::InvalidConfig, message).help("see every key with its form: pgvault config init");
         match setting.map(|setting| &setting.origin) {
             Some(Origin::File(snippet)) if !may_hold_secret(name) => snippet.explain(error),
             Some(Origin::Default) | None => error,

@@ -205,7 +205,7 @@ pub fn moment(text: &str, now: PgTime) -> Result<PgTime> {
                 .help(format!("write {first}"))
                 .help(format!("or    {second}"))
         }
-        _ => Error::new(ErrorCode::Usage, error.to_string()),
+        _ => Error::new(ErrorCode::Usage, error.to_string()).help("write it with a zone: \"2026-11-20 05:22:36+00\""),
     })
 }
 

@@ -81,7 +81,7 @@ fn wal_summary(view: &ClusterView) -> WalSummary {
     WalSummary {
         streaming: wal.streaming(),
         state: Some(wal.state.as_str()),
-        error: wal.error.as_ref().or(wal.archive_error.as_ref()).map(|error| error.message().to_owned()),
+        error: wal.error.as_ref().or(wal.archive_error.as_ref()).map(|error| error.in_one_line()),
         received_lsn: wal.received,
         flushed_lsn: wal.flushed,
         archived_lsn: wal.archived,
@@ -264,7 +264,7 @@ fn wal_verdict(
     critical: &mut Vec<String>,
     warning: &mut Vec<String>,
 ) {
-    let why = wal.error.as_ref().map_or_else(String::new, |error| format!(": {}", error.message()));
+    let why = wal.error.as_ref().map_or_else(String::new, |error| format!(": {}", error.in_one_line()));
     if wal.state.needs_a_person() {
         critical.push(format!("WAL {}{why}", wal.state.as_str()));
     } else if !wal.streaming() {

@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::repository::LineageRepository;
 use crate::storage::ObjectKey;
 
-use super::copy::copy_files;
+use super::copy::{copy_files, damaged as damaged_backup};
 use super::directory::{self, Candidate, MARKER, marker_text};
 use super::finish::{complete, sync_trees, write_settings};
 use super::progress::{RestorePhase, RestoreProgressSender};
@@ -138,7 +138,7 @@ fn take_directory(path: &Path, marker: &str, owner: Option<Owner>) -> io::Result
 async fn write_postgres_manifest(plan: &RestorePlan, lineage: &LineageRepository, roots: &Roots) -> Result<()> {
     let Some(stored) = &plan.manifest.postgres_manifest else { return Ok(()) };
     let text = format!("{}{}", lineage.keys().backup_prefix(&plan.manifest.id), stored.name);
-    let damaged = |what: String| Error::new(ErrorCode::Damaged, format!("{text} is damaged: {what}"));
+    let damaged = |what: String| damaged_backup(format!("{text} is damaged: {what}"));
     let key = ObjectKey::new(text.clone()).map_err(|error| damaged(error.to_string()))?;
     let bytes = lineage.objects().get(&key).await?;
     if sha256(&bytes) != stored.sha256 {

@@ -72,7 +72,7 @@ pub(super) async fn copy_files(
         ended.map_err(stopped)??;
     }
     if !has_control {
-        return Err(Error::new(ErrorCode::Damaged, format!("backup {} has no global/pg_control", manifest.id)));
+        return Err(damaged(format!("backup {} has no global/pg_control", manifest.id)));
     }
     Ok(bytes)
 }
@@ -84,7 +84,7 @@ pub(super) async fn read_part(
     part: &PartRef,
 ) -> Result<Vec<TableEntry>> {
     let text = format!("{}{}", lineage.keys().backup_prefix(&manifest.id), part.name);
-    let damaged = |what: String| Error::new(ErrorCode::Damaged, format!("{text} is damaged: {what}"));
+    let damaged = |what: String| damaged(format!("{text} is damaged: {what}"));
     let key = ObjectKey::new(text.clone()).map_err(|error| damaged(error.to_string()))?;
     let bytes = lineage.objects().get(&key).await?;
     let (sha256, entries, facts) = (part.sha256, part.entries, manifest.table_facts());
@@ -182,12 +182,9 @@ fn finish(part: &Part, roots: &Roots) -> Result<()> {
         let Some(file) = content(entry) else { continue };
         let found = checksum_of(file, checksums);
         if found != file.crc32c {
-            return Err(Error::new(
-                ErrorCode::Damaged,
-                format!("\"{}\" has CRC-32C {found:08x}, the file table says {:08x}", entry.path, file.crc32c),
-            )
-            .help("restore another backup: --backup ID")
-            .help("read everything that is stored: pgvault check --deep"));
+            let path = &entry.path;
+            let said = file.crc32c;
+            return Err(damaged(format!("\"{path}\" has CRC-32C {found:08x}, the file table says {said:08x}")));
         }
         if entry.mode & 0o600 != 0o600 {
             roots.set_mode(&entry.path, entry.mode).map_err(|error| cannot_write(&entry.path, &error))?;
@@ -234,10 +231,15 @@ fn chunk_failed(error: ChunkError) -> Error {
     match error {
         ChunkError::Sink { file, source } => cannot_write(&file, &source),
         ChunkError::Storage(error) if error.kind != StorageErrorKind::Corrupt => RepositoryError::Storage(error).into(),
-        damaged => Error::new(ErrorCode::Damaged, damaged.to_string())
-            .help("restore another backup: --backup ID")
-            .help("read everything that is stored: pgvault check --deep"),
+        error => damaged(error.to_string()),
     }
+}
+
+/// What is stored of a backup is not what it was.
+pub(super) fn damaged(message: String) -> Error {
+    Error::new(ErrorCode::Damaged, message)
+        .help("restore another backup: --backup ID")
+        .help("read everything that is stored: pgvault check --deep")
 }
 
 fn stopped(error: impl std::fmt::Display) -> Error {

@@ -21,7 +21,7 @@ fn a_configuration_that_cannot_be_meant() {
         ("[clutser.main]\nschedule = \"\"", "E0101", "did you mean `cluster`?"),
         ("[cluster.main]\nschedule = \"61 3 * * *\"", "E0104", "61 3 * * *"),
         ("[cluster.main]\nmax_rpo = \"soon\"", "E0104", "soon"),
-        ("[cluster.main]\nconninfo = \"host=a hots=b\"", "E0101", "hots"),
+        ("[cluster.main]\nconninfo = \"host=a hots=b\"", "E0104", "hots"),
         ("[cluster.main]\nslot = \"No Such Slot!\"", "E0104", "No Such Slot!"),
         ("[cluster.main]\nbackup_from = \"moon\"", "E0104", "moon"),
     ];
@@ -150,7 +150,7 @@ fn a_bucket_that_does_not_let_us_in() {
     fs::write(installed.dir.join("secret"), "a-wrong-and-secret-key").unwrap();
     let refusal = refused(&installed, &["window", "main"], &[&installed.state], "E0401", 5);
     assert!(!refusal.text.contains("a-wrong-and-secret-key") && !refusal.json.to_string().contains("a-wrong"));
-    refusal.says("access_key_file");
+    refusal.says("credentials from key files");
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn too_little_space(scene: &Scene) {
             .unwrap()
             .success();
     if !mounted {
-        eprintln!("not root, or may not mount: the refusal for want of space is not tested here");
+        // Not root, or no right to mount: the refusal for want of space cannot be provoked here.
         return;
     }
     let small = Mounted(small);
@@ -136,7 +136,7 @@ fn nothing_can_be_recovered_before_the_first_backup() {
 }
 
 /// The stored segment of this name: its object and its tails.
-pub fn stored(scene: &Scene, segment: SegmentName) -> PathBuf {
+pub(super) fn stored(scene: &Scene, segment: SegmentName) -> PathBuf {
     let lineage = fs::read_dir(scene.installed.repository.join("main"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -146,7 +146,7 @@ pub fn stored(scene: &Scene, segment: SegmentName) -> PathBuf {
 }
 
 /// Deletes a segment as a careless person would.
-pub fn lose(scene: &Scene, segment: SegmentName) {
+pub(super) fn lose(scene: &Scene, segment: SegmentName) {
     fs::remove_file(stored(scene, segment)).unwrap();
     let tails = stored(scene, segment).with_extension("tail");
     if tails.exists() {
@@ -154,13 +154,13 @@ pub fn lose(scene: &Scene, segment: SegmentName) {
     }
 }
 
-pub fn segment_of(scene: &Scene, lsn: wal::Lsn) -> SegmentName {
+pub(super) fn segment_of(scene: &Scene, lsn: wal::Lsn) -> SegmentName {
     let size = SegmentSize::new(scene.setting.segment_size).unwrap();
     SegmentName::new(wal::TimelineId::FIRST, wal::SegmentNumber::containing(lsn, size), size)
 }
 
 /// A scene with two backups, and three finished segments of commits between them; the daemon has ended.
-pub fn two_backups_far_apart() -> (Scene, [serde_json::Value; 2], Oracle) {
+pub(super) fn two_backups_far_apart() -> (Scene, [serde_json::Value; 2], Oracle) {
     let mut scene = Scene::new(Setting::of(15));
     let first = scene.backup();
     for _ in 0..4 {
@@ -176,7 +176,7 @@ pub fn two_backups_far_apart() -> (Scene, [serde_json::Value; 2], Oracle) {
 }
 
 /// A commit in the middle between the backups.
-pub fn commit_between(oracle: &Oracle, backups: &[serde_json::Value; 2]) -> End {
+pub(super) fn commit_between(oracle: &Oracle, backups: &[serde_json::Value; 2]) -> End {
     let [from, to] = [&backups[0]["stop_lsn"], &backups[1]["start_lsn"]]
         .map(|lsn| lsn.as_str().unwrap().parse::<wal::Lsn>().unwrap());
     let between: Vec<End> =

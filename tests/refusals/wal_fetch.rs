@@ -58,7 +58,7 @@ fn wal_fetch_tells_found_absent_and_everything_else_apart() {
 }
 
 /// Changes one byte of a stored object.
-pub fn flip(object: &Path, at: usize) {
+pub(super) fn flip(object: &Path, at: usize) {
     let mut bytes = fs::read(object).unwrap();
     bytes[at] ^= 1;
     // Objects are read-only.
