@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pgvault::clock::SystemClock;
 use pgvault::storage::StorageErrorKind;
 use pgvault::storage::faulty::{Fault, Operation, Rule};
-use pgvault::wal_pipeline::{WalParts, WalState};
+use pgvault::wal_pipeline::{NewLineage, WalParts, WalState, new_lineage};
 use wal::{Lsn, SegmentName, SegmentSize, TimelineId};
 
 use crate::support::pg::{PgNode, test_dir};
@@ -275,6 +275,37 @@ fn a_foreign_server_is_refused_with_both_facts() {
     assert_eq!(other.sql("SELECT count(*) FROM pg_replication_slots"), "0", "nothing was made on the foreign server");
     running.stop();
     assert_eq!(vault.keys(), before);
+}
+
+#[test]
+fn a_new_lineage_begins_only_when_asked_for_and_only_once() {
+    let dir = test_dir();
+    let (node, other) = (server(dir.path(), "node", &[]), server(dir.path(), "other", &[]));
+    let vault = Vault::new(dir.path());
+    let running = vault.start(&node.conninfo());
+    running.wait_streaming();
+    node.sql("CREATE TABLE t (n int)");
+    running.wait_shipped(flush_lsn(&node));
+    running.stop();
+    let first = vault.lineage().id();
+    let ask = |node: &PgNode| {
+        let repository = vault.repository.cluster(&Vault::cluster());
+        let settings = vault.settings(&node.conninfo());
+        let parts = WalParts::with_repository(settings, repository.clone(), Arc::new(SystemClock));
+        vault.runtime.block_on(new_lineage(&parts, &repository)).unwrap()
+    };
+    assert_eq!(ask(&node), NewLineage::Continues(first));
+    let NewLineage::Begun(second) = ask(&other) else { panic!("the other server is another cluster") };
+    assert_eq!(ask(&other), NewLineage::Continues(second));
+    assert_eq!(vault.lineage().document().parent, Some(first));
+    let running = vault.start(&other.conninfo());
+    running.wait_streaming();
+    other.sql("CREATE TABLE t (n int)");
+    running.wait_shipped(flush_lsn(&other));
+    running.stop();
+    // And back again is a third one: what lies between must not be joined over.
+    let NewLineage::Begun(third) = ask(&node) else { panic!("its lineage is over") };
+    assert_eq!((third.system_identifier, third.number), (first.system_identifier, 2));
 }
 
 #[test]

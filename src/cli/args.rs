@@ -50,11 +50,19 @@ pub struct Global {
     pub yes: bool,
 }
 
+/// Flags of `serve`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Serve {
+    /// Begin a new lineage of this cluster where the server's history is another one than what is stored
+    #[arg(long, value_name = "CLUSTER")]
+    pub new_lineage: Option<String>,
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// The daemon: stream, ship, schedule, HTTP
-    Serve,
+    Serve(Serve),
     /// All of it on a throw-away local PostgreSQL: write, back up, drop a table, recover to before the drop
     Demo(Demo),
     /// One screen: is all well?

@@ -92,7 +92,7 @@ fn start_runtime() -> Result<Runtime, Error> {
 }
 
 async fn dispatch(context: &Context, command: Command) -> Ended {
-    if !matches!(command, Command::Serve) {
+    if !matches!(command, Command::Serve(_)) {
         logging::start_client(context.global.verbose, context.global.quiet)?;
         // The demo has something to take away first.
         if !matches!(command, Command::Demo(_)) {
@@ -100,7 +100,7 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         }
     }
     match command {
-        Command::Serve => serve::run(context).await,
+        Command::Serve(args) => serve::run(context, &args).await,
         Command::Demo(args) => demo::run(context, &args).await,
         Command::Status(of) => status::run(context, &of).await,
         Command::Check(args) => check::run(context, &args).await,

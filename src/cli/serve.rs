@@ -3,16 +3,18 @@
 use std::sync::Arc;
 
 use super::Ended;
+use super::args::Serve;
 use super::context::{Context, no_cluster};
 use super::logging;
 use crate::daemon::serve::serve;
 
-pub(super) async fn run(context: &Context) -> Ended {
+pub(super) async fn run(context: &Context, args: &Serve) -> Ended {
     let config = context.config()?;
     if config.clusters.is_empty() {
         return Err(no_cluster());
     }
     logging::start(&config.log, context.output.color)?;
-    serve(config, context.flags(), context.variables.clone(), Arc::clone(&context.clock)).await?;
+    let new_lineage = args.new_lineage.clone();
+    serve(config, context.flags(), context.variables.clone(), new_lineage, Arc::clone(&context.clock)).await?;
     Ok(0)
 }

@@ -12,10 +12,12 @@ use super::metrics::Metrics;
 use super::signals::{Request, Signals};
 use super::state_dir::StateDir;
 use super::supervisor::Supervisor;
-use super::{control, notify, status};
+use super::{control, notify, open, status};
 use crate::clock::Clock;
 use crate::config::{Config, Flags, Variables};
 use crate::error::{Error, ErrorCode, Result};
+use crate::storage::metered::NoMeter;
+use crate::wal_pipeline::{self, NewLineage, WalParts};
 
 /// How long an end in good order may take.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
@@ -25,12 +27,21 @@ const STOP_WITHIN: Duration = Duration::from_secs(60);
 /// # Errors
 ///
 /// `Interrupted` when it was told a second time to stop, or did not end within a minute.
-pub async fn serve(config: Config, flags: Flags, variables: Variables, clock: Arc<dyn Clock>) -> Result<()> {
+pub async fn serve(
+    config: Config,
+    flags: Flags,
+    variables: Variables,
+    new_lineage: Option<String>,
+    clock: Arc<dyn Clock>,
+) -> Result<()> {
     // Signals first: from here on a stop is always one in good order.
     let mut signals = Signals::listen()?;
     let state = StateDir::claim(&config.state_dir, clock.now())?;
     for line in config.without_effect() {
         tracing::warn!("{line}");
+    }
+    if let Some(name) = new_lineage {
+        begin_lineage(&config, &name, &clock).await?;
     }
     // Both listeners before anything runs: what cannot be reached is refused at once, not after a backup.
     let control_path = config.control_socket();
@@ -70,6 +81,26 @@ pub async fn serve(config: Config, flags: Flags, variables: Variables, clock: Ar
     }
     drop(state);
     ended
+}
+
+/// Before anything of the cluster runs: another history under its name, if the server's is another one.
+async fn begin_lineage(config: &Config, name: &str, clock: &Arc<dyn Clock>) -> Result<()> {
+    let cluster = config.cluster(name).ok_or_else(|| {
+        let names: Vec<&str> = config.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+        Error::new(ErrorCode::NotFound, format!("no cluster \"{name}\" is configured"))
+            .help(format!("configured: {}", names.join(", ")))
+    })?;
+    let repository = open::repository(config, clock, Arc::new(NoMeter), open::Missing::Create).await?;
+    let repository = repository.cluster(&open::cluster_name(cluster)?);
+    let settings = open::wal_settings(config, cluster)?;
+    let parts = WalParts::with_repository(settings, repository.clone(), Arc::clone(clock));
+    match wal_pipeline::new_lineage(&parts, &repository).await? {
+        NewLineage::Begun(lineage) => tracing::warn!(cluster = name, %lineage, "a new lineage was begun"),
+        NewLineage::Continues(lineage) => {
+            tracing::warn!(cluster = name, %lineage, "the server continues this lineage: no new one was begun");
+        }
+    }
+    Ok(())
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener> {

@@ -198,7 +198,8 @@ impl Receiver {
                 Error::new(ErrorCode::ForeignCluster, format!("the server is not cluster \"{cluster}\""))
                     .because(fact)
                     .because("WAL of two clusters must not be joined: a restore would be silently wrong")
-                    .help("point conninfo at the right server, or give this one a cluster name of its own"),
+                    .help("point conninfo at the right server, or give this one a cluster name of its own")
+                    .help(format!("or begin a new lineage with this one: pgvault serve --new-lineage {cluster}")),
             ))
         };
         if ours != theirs {
@@ -229,7 +230,11 @@ impl Receiver {
                     )
                     .because(format!("the server says: {}", line(bytes)))
                     .because(format!("what is stored says: {}", line(&kept)))
-                    .help("point conninfo at the right server, or give this one a cluster name of its own"),
+                    .help("point conninfo at the right server, or give this one a cluster name of its own")
+                    .help(format!(
+                        "or begin a new lineage with this one: pgvault serve --new-lineage {}",
+                        self.settings.cluster
+                    )),
                 ));
             }
         }

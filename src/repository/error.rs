@@ -189,9 +189,12 @@ impl From<RepositoryError> for Error {
                 .help("read everything that is stored: pgvault check --deep")
                 .help("take a new base backup: pgvault backup now"),
             RepositoryError::TooNew { .. } => said.help("use the version of pgvault that wrote it, or a newer one"),
-            RepositoryError::Lineage(_) => said
+            RepositoryError::Lineage(mismatch) => said
                 .because("WAL and backups of two histories must not be joined: a restore would be silently wrong")
-                .help("when this server shall be backed up under this name from now on: pgvault serve --new-lineage"),
+                .help(format!(
+                    "when this server shall be backed up under this name from now on: pgvault serve --new-lineage {}",
+                    mismatch.cluster
+                )),
             RepositoryError::Storage(error) => match error.kind {
                 StorageErrorKind::Denied => said.help("check credentials, bucket and rights: pgvault repo check"),
                 StorageErrorKind::Full => said.help("free space, or let retention delete more: pgvault retention plan"),

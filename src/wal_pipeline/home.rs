@@ -80,8 +80,27 @@ impl Home {
         if path.exists() {
             return Ok(());
         }
+        self.write(&path)
+    }
+
+    /// Makes this the lineage begun last, as far as the spool knows. Blocks on disk.
+    pub(super) fn become_newest(&self, cluster_dir: &Path) -> Result<()> {
+        let before = Self::in_spool(cluster_dir)?;
+        if before.as_ref() == Some(self) {
+            return Ok(());
+        }
+        if let Some(before) = before {
+            let dir = before.dir(cluster_dir);
+            tracing::warn!(lineage = %before.lineage, dir = %dir.display(), "WAL that still waits there is not stored any more");
+        }
+        self.keep(cluster_dir)?;
+        Ok(self.write(&self.dir(cluster_dir).join(IDENTITY))?)
+    }
+
+    fn write(&self, path: &Path) -> std::result::Result<(), SpoolError> {
+        let io = |source| SpoolError::Io { path: path.to_owned(), source };
         let text = serde_json::to_vec_pretty(self).map_err(|error| io(error.into()))?;
-        durable::replace(&path, &text).map_err(io)
+        durable::replace(path, &text).map_err(io)
     }
 }
 

@@ -3,12 +3,14 @@
 mod gap_store;
 mod home;
 mod ledger;
+mod new_lineage;
 mod parts;
 mod pipeline;
 mod status;
 
 pub(crate) use gap_store::GapStore;
 pub use ledger::{GapRecord, Ledger};
+pub use new_lineage::{NewLineage, new_lineage};
 pub use parts::{WalParts, WalSettings};
 pub use pipeline::WalPipeline;
 pub use status::{Fact, SpoolLevel, StatusBoard, WalCounters, WalState, WalStatus};
