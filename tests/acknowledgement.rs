@@ -74,25 +74,29 @@ struct Audit {
 }
 
 impl Audit {
-    fn pass(&mut self, connection: usize, bytes: &[u8], state: &Path) {
+    fn pass(&mut self, connection: usize, bytes: &[u8], pgvault: &Places) {
         for flush in self.frontends.entry(connection).or_default().flushed(bytes) {
             if flush > self.last {
-                self.look(flush, state);
+                self.look(flush, pgvault);
                 self.last = flush;
             }
         }
     }
 
-    fn look(&mut self, flush: Lsn, state: &Path) {
+    fn look(&mut self, flush: Lsn, pgvault: &Places) {
         let number = SegmentNumber::containing_end(flush, size());
         let name = SegmentName::new(TimelineId::FIRST, number, size());
         let start = number.start(size());
         let from = self.last.max(start);
         // Renamed between two looks it is there at the third.
-        let dir = spool_of(state);
+        let dir = pgvault.spool();
         let file = [name.to_string(), name.partial(), name.to_string()]
             .iter()
             .find_map(|file| fs::File::open(dir.as_ref()?.join(file)).ok());
+        // The spool lets a segment go only when it is stored: then it is as durable there.
+        if file.is_none() && pgvault.stores(name) {
+            return;
+        }
         let mut held = vec![0; usize::try_from(flush.bytes_since(from)).unwrap()];
         let read = file
             .ok_or_else(|| "no file".to_owned())
@@ -104,18 +108,34 @@ impl Audit {
     }
 }
 
-/// The spool's folder, once there is one.
-fn spool_of(state: &Path) -> Option<PathBuf> {
-    Some(fs::read_dir(state.join("spool/main")).ok()?.next()?.ok()?.path())
+/// Where pgvault keeps WAL.
+struct Places {
+    state: PathBuf,
+    repository: PathBuf,
+}
+
+impl Places {
+    /// The spool's folder, once there is one.
+    fn spool(&self) -> Option<PathBuf> {
+        Some(fs::read_dir(self.state.join("spool/main")).ok()?.next()?.ok()?.path())
+    }
+
+    /// Whether the repository has the whole segment.
+    fn stores(&self, name: SegmentName) -> bool {
+        let object = format!("wal/{}/{:08X}/{name}.zst", name.timeline().hex(), name.log());
+        let lineages = fs::read_dir(self.repository.join("main")).into_iter().flatten().flatten();
+        lineages.into_iter().any(|lineage| lineage.path().join(&object).exists())
+    }
 }
 
 /// A proxy before the server that looks at every status update.
 fn audited(node: &PgNode, pgvault: &Pgvault) -> (Proxy, Arc<Mutex<Audit>>) {
     let audit = Arc::new(Mutex::new(Audit::default()));
-    let (shared, state) = (Arc::clone(&audit), pgvault.state.clone());
+    let shared = Arc::clone(&audit);
+    let places = Places { state: pgvault.state.clone(), repository: pgvault.repository.clone() };
     let proxy = Proxy::start_tapped(node.port, move |connection, direction, bytes| {
         if direction == Direction::ToServer {
-            shared.lock().unwrap().pass(connection, bytes, &state);
+            shared.lock().unwrap().pass(connection, bytes, &places);
         }
     });
     (proxy, audit)
