@@ -24,7 +24,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use wal::{Lsn, SegmentName, XactIndex};
+use wal::{Lsn, SegmentName, TimelineId, XactIndex};
 
 use self::exposure::Exposure;
 use self::scanner::Cursor;
@@ -79,6 +79,9 @@ struct Run {
     tail_ends: BTreeMap<SegmentName, Lsn>,
     /// Files whose content the repository has confirmed.
     confirmed: BTreeSet<SegmentName>,
+    /// The timeline that is scanned, and its history on its way: a server that recovers from what is stored and is promoted
+    /// meanwhile would else take the timeline's number again.
+    history: Option<(TimelineId, AbortOnDropHandle<()>)>,
     /// Scanned segments for which nothing more was to come.
     left: BTreeSet<SegmentName>,
     /// A segment that is not valid WAL: nothing from it on is stored.
@@ -108,6 +111,7 @@ impl Archiver {
             last_tail: Instant::now(),
             tail_ends: BTreeMap::new(),
             confirmed: BTreeSet::new(),
+            history: None,
             left: BTreeSet::new(),
             halted: None,
             refetch_at: Instant::now(),
@@ -214,7 +218,9 @@ impl Run {
     }
 
     fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.uploading.is_empty() && self.tails.is_empty() && self.tail_in_flight.is_none()
+        let history = self.history.as_ref().is_none_or(|(_, history)| history.is_finished());
+        let tails = self.tails.is_empty() && self.tail_in_flight.is_none();
+        self.queue.is_empty() && self.uploading.is_empty() && tails && history
     }
 }
 

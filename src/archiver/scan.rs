@@ -1,6 +1,7 @@
 //! The archiver's reading side: what became durable is scanned in order, segment by segment.
 
 use tokio::task::spawn_blocking;
+use tokio_util::task::AbortOnDropHandle;
 use wal::SegmentName;
 
 use super::scanner::{Cursor, ScanError};
@@ -115,6 +116,11 @@ impl Archiver {
     /// A cursor at the start of `name`, going on from the one before where that is possible.
     async fn begin(&self, run: &mut Run, name: SegmentName) -> Result<Cursor, Failure> {
         let size = self.spool.segment_size();
+        let timeline = name.timeline();
+        if run.history.as_ref().is_none_or(|(known, _)| *known != timeline) {
+            let put = run.store.clone().history(timeline);
+            run.history = Some((timeline, AbortOnDropHandle::new(tokio::spawn(put))));
+        }
         let previous = run.cursor.as_ref().filter(|cursor| run.done == Some(cursor.name()));
         let state = match previous {
             Some(cursor) if cursor.position() == self.spool.start_of(name) => cursor.after(),

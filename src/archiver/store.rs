@@ -79,6 +79,14 @@ impl Store {
         }
     }
 
+    /// Stores what is known of a timeline's ancestry. Returns only when the repository has confirmed it.
+    pub(super) async fn history(self, timeline: TimelineId) {
+        let mut backoff = Backoff::default();
+        while let Err(error) = self.put_histories(timeline).await {
+            self.failed(&error, timeline.history_file_name(), &mut backoff).await;
+        }
+    }
+
     async fn try_segment(&self, name: SegmentName, index: &XactIndex) -> Result<Stored, StoreError> {
         self.put_histories(name.timeline()).await?;
         let source = PlainSource::File(self.spool.path(name));

@@ -38,6 +38,10 @@ impl Bench {
     }
 
     fn archive(&self) -> CancellationToken {
+        self.archive_every(Duration::from_millis(20))
+    }
+
+    fn archive_every(&self, max_rpo: Duration) -> CancellationToken {
         let stop = CancellationToken::new();
         let archiver = Archiver {
             spool: self.spool.clone(),
@@ -45,7 +49,7 @@ impl Bench {
             gaps: GapStore::open(self.dir.path().join("state"), self.board.clone()).unwrap(),
             clock: Arc::new(SystemClock),
             board: self.board.clone(),
-            max_rpo: Duration::from_millis(20),
+            max_rpo,
             uploads: 2,
             drain: Duration::from_secs(5),
             refetch: Box::new(|_| Box::pin(std::future::pending())),
@@ -126,6 +130,20 @@ async fn what_was_left_stays_in_the_spool_until_its_last_piece_is_stored() {
     bench.storage.heal();
     until("its tail is stored", async || bench.stored_end(abandoned).await == Some(old.end())).await;
     until("then it goes", async || bench.spool.get(abandoned).is_none()).await;
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn a_history_is_stored_before_the_first_segment_of_its_timeline_is_whole() {
+    let bench = Bench::new().await;
+    let (old, new) = old_and_new();
+    let two = name(2, 5).timeline();
+    let history = format!("1\t{}\tpromoted\n", old.end());
+    bench.spool.keep_history(two, history.as_bytes()).unwrap();
+    bench.receive(&new, name(2, 5), new.start, new.start.saturating_add(8192));
+    let stop = bench.archive_every(Duration::ZERO);
+    let stored = async || bench.repository.history_bytes(two).await.unwrap().is_some_and(|bytes| bytes == history);
+    until("the history is stored", stored).await;
     stop.cancel();
 }
 

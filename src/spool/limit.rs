@@ -11,6 +11,10 @@ const HIGH: u64 = 80;
 /// From here on, in hundredths, nothing more is received.
 const FULL: u64 = 95;
 
+/// Least size of a spool in segments. The last stored one is kept, and a stalled receiver starts again only with room for
+/// two: a smaller spool that was full once would never be received into again.
+pub const LEAST_SEGMENTS: u64 = 4;
+
 /// What the spool takes and what it could take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpoolUsage {
@@ -98,6 +102,16 @@ mod tests {
         assert!(!segments(94).has_room(SEGMENT));
         assert!(!segments(93).has_room_again(SEGMENT));
         assert!(segments(92).has_room_again(SEGMENT));
+    }
+
+    #[test]
+    fn the_least_size_goes_on_with_one_segment_kept_and_a_smaller_one_would_not() {
+        let one_kept = |segments: u64| {
+            let small_files = 64 << 10;
+            SpoolUsage { used: SEGMENT.bytes() + small_files, capacity: segments * SEGMENT.bytes() }
+        };
+        assert!(one_kept(LEAST_SEGMENTS).has_room_again(SEGMENT));
+        assert!(!one_kept(LEAST_SEGMENTS - 1).has_room_again(SEGMENT));
     }
 
     #[test]

@@ -31,7 +31,7 @@ use wal::{Gap, Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, T
 
 pub use error::SpoolError;
 pub use histories::KeptHistory;
-pub use limit::SpoolUsage;
+pub use limit::{LEAST_SEGMENTS, SpoolUsage};
 pub use replacement::Replacement;
 pub use segment_file::{CompleteSegment, HeldPrefix, SegmentFile, SyncHandle, WriteError};
 

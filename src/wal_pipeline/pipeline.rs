@@ -10,13 +10,13 @@ use tokio_util::sync::CancellationToken;
 use wal::PgTime;
 
 use super::home::{self, Home, StoredEnds};
-use super::{GapRecord, GapStore, WalParts, WalState};
+use super::{GapRecord, GapStore, WalParts, WalSettings, WalState};
 use crate::archiver::Archiver;
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::ConnectOptions;
 use crate::receiver::{self, Backoff, Receiver};
 use crate::repository::{ClusterIdentity, ClusterRepository, LineageRepository};
-use crate::spool::{Spool, SpoolError, SpoolOptions};
+use crate::spool::{LEAST_SEGMENTS, Spool, SpoolError, SpoolOptions};
 
 /// How much longer than its time to drain the archiver may take to let go.
 const GRACE: Duration = Duration::from_secs(5);
@@ -123,6 +123,7 @@ async fn try_start(parts: &mut WalParts) -> Result<Started> {
             return Box::pin(try_start(parts)).await;
         }
     };
+    check_spool_size(&parts.settings, &home)?;
     let options = SpoolOptions {
         dir: home.dir(&cluster_dir),
         segment_size: home.segment_size,
@@ -166,6 +167,20 @@ async fn try_start(parts: &mut WalParts) -> Result<Started> {
         status.error = None;
     });
     Ok(Started { home, spool, gaps, lineage, ends })
+}
+
+/// The configuration knows no segment size: segments can have 1 GB.
+fn check_spool_size(settings: &WalSettings, home: &Home) -> Result<()> {
+    let least = home.segment_size.bytes().saturating_mul(LEAST_SEGMENTS);
+    match settings.spool_max_size {
+        Some(size) if size < least => {
+            let said = format!("the spool of \"{}\" may take {size} bytes, which is too few", settings.cluster);
+            Err(Error::new(ErrorCode::InvalidConfig, said)
+                .because(format!("its WAL segments have {} bytes", home.segment_size.bytes()))
+                .help(format!("allow {LEAST_SEGMENTS} segments at least: [spool] max_size = \"{}MB\"", least >> 20)))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Nothing is known of the cluster yet: the server says who it is, and its lineage begins.
