@@ -190,6 +190,10 @@ fn an_unknown_cluster_is_not_found() {
         assert_eq!(code, 6, "{args:?}: {document}");
         assert_eq!(document["code"], "E0004");
     }
+    let nothing = Pgvault::new(&dir.path().join("nothing"));
+    let (code, document) = nothing.json(&["backup", "list"]);
+    assert_eq!((code, &document["code"]), (3, &Value::from("E0104")), "{document}");
+    assert!(document["help"].to_string().contains("--cluster main"), "{document}");
     let output = pgvault.run(["wal", "fetch", "mian", "000000010000000000000001", "/nowhere/x"]);
     assert_eq!(output.status.code(), Some(255));
 }
@@ -252,6 +256,9 @@ fn completions_man_pages_and_version_are_made() {
     assert!(pgvault.ok(["version"]).starts_with("pgvault "));
     assert_eq!(pgvault.json(&["version"]).1["name"], "pgvault");
     assert!(pgvault.ok(["--help"]).contains("Exit codes"));
+    let help = pgvault.ok(["recover", "--help"]);
+    let place = |text: &str| help.find(text).unwrap_or_else(|| panic!("{text}: {help}"));
+    assert!(place("--to <DIR>") < place("--target-time") && place("--dry-run") < place("Options of every command"));
 }
 
 #[test]

@@ -350,14 +350,15 @@ fn acting_over_http_needs_permission_and_the_token() {
     let text = fs::read_to_string(&setup.pgvault.config).unwrap();
     let act = |pgvault: &Pgvault, token: Option<&str>| post(pgvault, "/api/v1/backups?cluster=main", token);
     let daemon = serve(&setup);
-    assert_eq!(act(&setup.pgvault, Some("s3cret")), 403, "actions are off");
+    assert_eq!(act(&setup.pgvault, Some("Bearer s3cret")), 403, "actions are off");
     daemon.stop();
     let allowed = text.replace("[http]", &format!("[http]\nactions = true\ntoken_file = \"{}\"", token.display()));
     fs::write(&setup.pgvault.config, allowed).unwrap();
     let daemon = serve(&setup);
     assert_eq!(act(&setup.pgvault, None), 401);
-    assert_eq!(act(&setup.pgvault, Some("wrong")), 401);
-    assert_eq!(act(&setup.pgvault, Some("s3cret")), 202);
+    assert_eq!(act(&setup.pgvault, Some("Bearer wrong")), 401);
+    assert_eq!(act(&setup.pgvault, Some("Basic s3cret")), 401);
+    assert_eq!(act(&setup.pgvault, Some("bearer s3cret")), 202, "schemes are told apart without regard to case");
     assert!(!daemon.log().contains("s3cret"));
     daemon.stop();
 }
@@ -366,7 +367,7 @@ fn post(pgvault: &Pgvault, path: &str, token: Option<&str>) -> u16 {
     use std::io::{Read, Write};
     let address = format!("127.0.0.1:{}", pgvault.http_port);
     let mut stream = std::net::TcpStream::connect(&address).unwrap();
-    let token = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
+    let token = token.map_or_else(String::new, |token| format!("Authorization: {token}\r\n"));
     let request = format!(
         "POST {path} HTTP/1.0\r\nHost: {address}\r\n{token}Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}"
     );

@@ -1,6 +1,8 @@
 //! Does the demo do the main job: write, back up, drop a table, recover to before the drop?
 
 use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::support::pg::{bin_dir, give_to_server_user, test_dir};
 use crate::support::pgvault::Pgvault;
@@ -42,4 +44,21 @@ fn without_postgresql_the_demo_says_what_to_install() {
     let output = pgvault.command(["demo"]).env("PGVAULT_DEMO_BIN", dir.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(6));
     assert!(String::from_utf8_lossy(&output.stderr).contains("PGVAULT_DEMO_BIN"));
+}
+
+#[test]
+fn an_interrupted_demo_takes_everything_away() {
+    let dir = test_dir();
+    give_to_server_user(dir.path());
+    let pgvault = Pgvault::new(dir.path());
+    let place = dir.path().join("demo");
+    let mut command = pgvault.command(["demo", "--dir", place.to_str().unwrap()]);
+    let mut demo =
+        command.env("PGVAULT_DEMO_BIN", bin_dir(15)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // initdb runs: the hardest moment, because it and its children write for a while after they are told to end.
+    pgvault.wait("initdb writes", Duration::from_secs(30), || place.join("data/base").exists());
+    let told = Command::new("kill").args(["-INT", &demo.id().to_string()]).status().unwrap();
+    assert!(told.success());
+    assert_eq!(demo.wait().unwrap().code(), Some(130));
+    assert!(!place.exists());
 }

@@ -21,32 +21,35 @@ const EXIT_CODES: &str = "Exit codes: 0 ok, 1 unclassified, 2 usage, 3 configura
 7 refused and nothing changed, 8 target not recoverable, 9 verification failed, 10 check found FAILED, 11 check --strict found WARN, \
 130/143 interrupted. wal fetch: 0 found, 1 authoritatively absent, 255 anything else. Treat unknown codes as failure.";
 
+/// Heading of the flags that every command takes.
+const GLOBAL: &str = "Options of every command";
+
 /// Flags that every command takes.
 #[derive(Args, Clone, Debug, Default)]
 pub struct Global {
     /// Configuration file, in place of /etc/pgvault/pgvault.toml and conf.d
-    #[arg(short, long, global = true, value_name = "FILE")]
+    #[arg(help_heading = GLOBAL, short, long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Cluster; optional when one is configured
-    #[arg(id = "global-cluster", long = "cluster", global = true, value_name = "NAME")]
+    #[arg(help_heading = GLOBAL, id = "global-cluster", long = "cluster", global = true, value_name = "NAME")]
     pub cluster: Option<String>,
     /// Set a key of the configuration, as in repository.url=file:///srv/pgvault
-    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    #[arg(help_heading = GLOBAL, long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     pub set: Vec<(String, String)>,
     /// Print JSON
-    #[arg(long, global = true)]
+    #[arg(help_heading = GLOBAL, long, global = true)]
     pub json: bool,
     /// Print errors and data only
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(help_heading = GLOBAL, short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Say more; twice: everything
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(help_heading = GLOBAL, short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// No colours
-    #[arg(long, global = true)]
+    #[arg(help_heading = GLOBAL, long, global = true)]
     pub no_color: bool,
     /// Answer yes to every question
-    #[arg(long, global = true)]
+    #[arg(help_heading = GLOBAL, long, global = true)]
     pub yes: bool,
 }
 
@@ -299,22 +302,22 @@ pub struct Recover {
 #[group(id = "target", multiple = false)]
 pub struct Target {
     /// Before the first commit later than this, with a zone: 2026-11-20 05:22:36+00, "5 minutes ago"
-    #[arg(long, value_name = "T")]
+    #[arg(help_heading = "Target", long, value_name = "T")]
     pub target_time: Option<String>,
     /// At this position
-    #[arg(long, value_name = "L")]
+    #[arg(help_heading = "Target", long, value_name = "L")]
     pub target_lsn: Option<String>,
     /// At the end of this transaction
-    #[arg(long, value_name = "X")]
+    #[arg(help_heading = "Target", long, value_name = "X")]
     pub target_xid: Option<u32>,
     /// At this restore point
-    #[arg(long, value_name = "N")]
+    #[arg(help_heading = "Target", long, value_name = "N")]
     pub target_name: Option<String>,
     /// At the end of the stored WAL (the default)
-    #[arg(long)]
+    #[arg(help_heading = "Target", long)]
     pub latest: bool,
     /// As soon as the backup is consistent
-    #[arg(long)]
+    #[arg(help_heading = "Target", long)]
     pub immediate: bool,
 }
 

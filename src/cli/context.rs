@@ -106,6 +106,7 @@ pub(super) fn no_cluster() -> Error {
     Error::new(ErrorCode::InvalidConfig, "no cluster is configured")
         .help("in /etc/pgvault/pgvault.toml:  [cluster.main]  conninfo = \"host=db user=pgvault\"")
         .help("or in the environment:  PGHOST=db PGUSER=pgvault pgvault serve")
+        .help("with nothing but the repository, name the cluster as it is stored:  --cluster main")
 }
 
 fn unknown_cluster(config: &Config, name: &str) -> Error {

@@ -259,6 +259,17 @@ impl<'a> Story<'a> {
             .because(said))
     }
 
+    /// Removes the directory. What was interrupted (initdb and its children) may write a moment longer: it is tried again.
+    async fn take_away(&self) -> std::io::Result<()> {
+        for _ in 0..50 {
+            if self.place.remove().is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        self.place.remove()
+    }
+
     /// Stops what runs, in the order in which it depends, and takes everything away.
     async fn end(&mut self, keep: bool) {
         if let Some(server) = &mut self.recovered {
@@ -272,7 +283,7 @@ impl<'a> Story<'a> {
         }
         if keep {
             self.output().text(&format!("kept: {}", self.place.dir.display()));
-        } else if let Err(error) = self.place.remove() {
+        } else if let Err(error) = self.take_away().await {
             self.output().note(&format!("cannot remove {}: {error}", self.place.dir.display()));
         }
     }

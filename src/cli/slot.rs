@@ -83,8 +83,7 @@ pub(super) async fn create(context: &Context, of: &OfCluster) -> Ended {
     }
     let mut connection = connect(&config, &cluster, &doing).await?;
     connection.create_physical_slot(&name).await.map_err(|error| error.explain(doing))?;
-    context.output.text(&format!("slot \"{name}\" created; it keeps WAL from now on"));
-    Ok(0)
+    told(context, &cluster, &name, "created", "created; it keeps WAL from now on")
 }
 
 /// Drops the slot: the primary forgets how far pgvault is.
@@ -105,7 +104,16 @@ pub(super) async fn drop(context: &Context, of: &OfCluster) -> Ended {
     }
     let mut connection = connect(&config, &cluster, &doing).await?;
     connection.drop_slot(&name).await.map_err(|error| error.explain(doing))?;
-    context.output.text(&format!("slot \"{name}\" dropped"));
+    told(context, &cluster, &name, "dropped", "dropped")
+}
+
+fn told(context: &Context, cluster: &ClusterConfig, name: &SlotName, done: &str, text: &str) -> Ended {
+    if context.output.json {
+        let document = json!({ "type": "result", "cluster": cluster.name, "slot": name.as_str(), "done": done });
+        context.output.document(&document);
+    } else {
+        context.output.text(&format!("slot \"{name}\" {text}"));
+    }
     Ok(0)
 }
 

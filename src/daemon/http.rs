@@ -331,7 +331,11 @@ impl Shared {
     }
 
     fn has_token(&self, headers: &HeaderMap, token: &SecretString) -> Allowed {
-        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        let given = headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok()?.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, given)| given);
         // Hashes are compared: how long that takes says nothing about the token.
         let right = given
             .is_some_and(|given| sha256(given.trim().as_bytes()) == sha256(token.expose_secret().trim().as_bytes()));
