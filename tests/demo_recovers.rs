@@ -16,7 +16,10 @@ fn demo(major: u32, keep: bool) {
     if keep {
         args.push("--keep");
     }
-    let output = pgvault.command(args).env("PGVAULT_DEMO_BIN", bin_dir(major)).output().unwrap();
+    let mut command = pgvault.command(args);
+    // What points to a real installation does not lead the demo there, nor the servers that it starts.
+    command.env("PGVAULT_REPOSITORY", "file:///nowhere").env("PGVAULT_CONNINFO", "host=nowhere").env("PGPORT", "1");
+    let output = command.env("PGVAULT_DEMO_BIN", bin_dir(major)).output().unwrap();
     let screen = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{screen}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(screen.contains("everything is back"), "{screen}");

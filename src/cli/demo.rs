@@ -237,14 +237,9 @@ impl<'a> Story<'a> {
         }
     }
 
-    /// The program with the demo's configuration and nothing of this process's environment.
+    /// The program with the demo's configuration.
     fn pgvault(&self, args: &[&str]) -> Command {
         let mut command = self.place.command(&self.place.pgvault);
-        for (name, _) in self.context.variables.iter() {
-            if ["PGVAULT_", "PG", "AWS_"].iter().any(|prefix| name.starts_with(prefix)) {
-                command.env_remove(name);
-            }
-        }
         command.arg("-c").arg(self.place.dir.join("pgvault.toml")).args(args);
         command
     }

@@ -23,6 +23,8 @@ pub(super) struct Place {
     pub(super) pgvault: PathBuf,
     /// How to become that user; empty when we are no root.
     become_user: Vec<String>,
+    /// Variables of this process that would lead the demo's programs elsewhere, a restore_command above all.
+    misleading: Vec<String>,
 }
 
 impl Place {
@@ -30,6 +32,8 @@ impl Place {
     pub(super) fn make(variables: &Variables, dir: Option<&Path>) -> Result<Self> {
         let bin = find_programs(variables)?;
         let become_user = how_to_become_postgres()?;
+        let leads_elsewhere = |name: &&str| ["PGVAULT_", "PG", "AWS_"].iter().any(|prefix| name.starts_with(prefix));
+        let misleading = variables.iter().map(|(name, _)| name).filter(leads_elsewhere).map(str::to_owned).collect();
         let dir = match dir {
             Some(dir) => std::path::absolute(dir).map_err(|error| cannot("use that directory", &error))?,
             None => std::env::temp_dir().join(format!("pgvault-demo-{:08x}", rand::random::<u32>())),
@@ -46,7 +50,7 @@ impl Place {
             .help("name a shorter one: --dir /tmp/demo"));
         }
         fs::create_dir_all(&dir).map_err(|error| cannot(&format!("make {}", dir.display()), &error))?;
-        let place = Self { pgvault: dir.join("bin/pgvault"), dir, bin, become_user };
+        let place = Self { pgvault: dir.join("bin/pgvault"), dir, bin, become_user, misleading };
         place.fill().inspect_err(|_| {
             // The reason for the failure is what matters; an empty directory that stays hurts nobody.
             drop(place.remove());
@@ -83,7 +87,7 @@ impl Place {
         Ok(())
     }
 
-    /// A command that runs as the user of the servers, in the demo's directory.
+    /// A command that runs as the user of the servers, in the demo's directory, without what misleads.
     pub(super) fn command(&self, program: &Path) -> Command {
         let mut command = match self.become_user.split_first() {
             Some((first, rest)) => {
@@ -93,6 +97,9 @@ impl Place {
             }
             None => Command::new(program),
         };
+        for name in &self.misleading {
+            command.env_remove(name);
+        }
         command.current_dir(&self.dir).env("HOME", &self.dir).stdin(Stdio::null()).kill_on_drop(true);
         command
     }
