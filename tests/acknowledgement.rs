@@ -93,8 +93,10 @@ impl Audit {
         let file = [name.to_string(), name.partial(), name.to_string()]
             .iter()
             .find_map(|file| fs::File::open(dir.as_ref()?.join(file)).ok());
-        // The spool lets a segment go only when it is stored: then it is as durable there.
-        if file.is_none() && pgvault.stores(name) {
+        // The spool lets a segment go only when it is stored: then it is as durable there. And where the first stream
+        // ever began, there is nothing before it that could be held.
+        let first_start = self.told.is_empty() && flush == number.end(size());
+        if file.is_none() && (first_start || pgvault.stores(name)) {
             return;
         }
         let mut held = vec![0; usize::try_from(flush.bytes_since(from)).unwrap()];
