@@ -28,6 +28,8 @@ const STANDBY: (&str, &str) = ("synchronous_standby_names", "the_vault");
 struct Frontend {
     started: bool,
     bytes: Vec<u8>,
+    /// Where streaming was asked to start: what lies before is not claimed by a position there.
+    start: Option<Lsn>,
 }
 
 impl Frontend {
@@ -46,6 +48,9 @@ impl Frontend {
             if !self.started {
                 // A request for TLS comes before the startup message.
                 self.started = message[4..8] == 196_608u32.to_be_bytes();
+            } else if message[0] == b'Q' && message[5..].starts_with(b"START_REPLICATION") {
+                let text = String::from_utf8_lossy(&message[5..]).into_owned();
+                self.start = text.split(' ').find_map(|word| word.parse().ok());
             } else if message[0] == b'd' && message[5] == b'r' {
                 let flush: [u8; 8] = message[14..22].try_into().unwrap();
                 found.push(Lsn::new(u64::from_be_bytes(flush)));
@@ -71,11 +76,21 @@ struct Audit {
     /// What was told and not there.
     ahead: Vec<String>,
     last: Lsn,
+    /// Where the first stream of all was asked to start.
+    started_at: Option<Lsn>,
 }
 
 impl Audit {
     fn pass(&mut self, connection: usize, bytes: &[u8], pgvault: &Places) {
-        for flush in self.frontends.entry(connection).or_default().flushed(bytes) {
+        let frontend = self.frontends.entry(connection).or_default();
+        let flushed = frontend.flushed(bytes);
+        if self.started_at.is_none()
+            && let Some(start) = frontend.start
+        {
+            // The first of all: nothing is held, and the server's own WAL begins to count here.
+            (self.started_at, self.last) = (Some(start), start);
+        }
+        for flush in flushed {
             if flush > self.last {
                 self.look(flush, pgvault);
                 self.last = flush;
@@ -195,6 +210,7 @@ fn as_the_only_synchronous_standby_it_never_tells_more_than_the_spool_holds() {
     daemon.stop();
     let audit = audit.lock().unwrap();
     println!("{} status updates moved the flush position", audit.told.len());
+    assert!(audit.started_at.is_some(), "no START_REPLICATION was seen");
     assert!(audit.told.len() > 100, "{} status updates", audit.told.len());
     assert_never_ahead(&audit, &node.data.join("pg_wal"));
 }
