@@ -5,6 +5,7 @@ usage: main_job.py PGVAULT SERVERS [SCALE]     SCALE 140 is about 2 GiB
 Prints one table. Times are wall seconds including one sync; ratios are what to look at, the machine is whatever it is.
 """
 
+import json
 import os
 import pwd
 import shutil
@@ -126,15 +127,21 @@ schedule = ""
     log = open(base / f"{name}.log", "w")
     daemon = subprocess.Popen([PGVAULT, "-c", config, "serve"], env=env, stderr=log, stdout=log)
     try:
-        for _ in range(300):
-            if subprocess.run([PGVAULT, "-c", config, "health", "--ready"], env=env, capture_output=True).returncode == 0:
+        # WAL in the repository means that both ends work: before that a backup is refused.
+        for _ in range(600):
+            seen = subprocess.run([PGVAULT, "-c", config, "status", "main", "--json"], env=env, capture_output=True)
+            if seen.stdout and json.loads(seen.stdout)["clusters"][0]["wal"]["shipped_lsn"]:
                 break
             time.sleep(0.1)
+        else:
+            sys.exit(f"no WAL arrives:\n{(base / f'{name}.log').read_text()[-3000:]}")
         for label in ("full backup", "second backup, nothing changed"):
             rows_here = []
             before = cpu_seconds(daemon.pid)
-            timed(f"pgvault {name}: {label}", rows_here, lambda: subprocess.run(
-                [PGVAULT, "-c", config, "backup", "now", "main", "--wait", "--fast-checkpoint"], env=env, check=True, capture_output=True))
+            ended = timed(f"pgvault {name}: {label}", rows_here, lambda: subprocess.run(
+                [PGVAULT, "-c", config, "backup", "now", "main", "--wait", "--fast-checkpoint"], env=env, capture_output=True))
+            if ended.returncode:
+                sys.exit(f"backup failed: {ended.stderr.decode()}\n{(base / f'{name}.log').read_text()[-3000:]}")
             rows_here[0][2] += cpu_seconds(daemon.pid) - before
             rows_here[0][3] = peak_mib(daemon.pid)
             rows += rows_here
