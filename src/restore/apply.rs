@@ -101,7 +101,9 @@ fn take_directories(plan: &RestorePlan) -> Result<Roots> {
     let mut take = |candidate: &Candidate| {
         let again = directory::check(&candidate.path, &marker, "directory", "--to DIR")?;
         resumed |= again.resumed;
-        take_directory(&candidate.path, &marker, plan.owner).map_err(|error| {
+        // The marker of an interrupted restore stays: without it, nobody could tell what its files are.
+        let marker = (!again.resumed).then_some(marker.as_str());
+        take_directory(&candidate.path, marker, plan.owner).map_err(|error| {
             Error::new(ErrorCode::TargetDirectory, format!("cannot write to {}: {error}", candidate.path.display()))
                 .help("choose a directory that this user may write to: --to DIR")
         })
@@ -122,9 +124,12 @@ fn take_directories(plan: &RestorePlan) -> Result<Roots> {
     Ok(roots)
 }
 
-fn take_directory(path: &Path, marker: &str, owner: Option<Owner>) -> io::Result<OwnedFd> {
+/// Opens a directory, with `marker` as its marker unless it has it.
+fn take_directory(path: &Path, marker: Option<&str>, owner: Option<Owner>) -> io::Result<OwnedFd> {
     let fd = open_root(path, owner)?;
-    write_in(fd.as_fd(), Path::new(MARKER), &mut marker.as_bytes(), owner)?;
+    if let Some(marker) = marker {
+        write_in(fd.as_fd(), Path::new(MARKER), &mut marker.as_bytes(), owner)?;
+    }
     // The marker is there before anything else is, after a power loss too.
     fsync(openat(&fd, MARKER, OFlags::RDONLY | OFlags::NOFOLLOW, Mode::empty())?)?;
     fsync(&fd)?;

@@ -59,6 +59,8 @@ pub(super) fn check(path: &Path, marker: &str, what: &str, instead: &str) -> Res
     let has_files = entries.iter().any(|name| !HARMLESS.iter().any(|harmless| name == harmless));
     let resumed = match fs::read_to_string(path.join(MARKER)) {
         Ok(text) if text == marker => !path.join("global/pg_control").exists(),
+        // A restore ended while it wrote its marker, before anything else: the directory is as good as empty.
+        Ok(text) if !has_files && marker.starts_with(&text) => false,
         Ok(_) => return Err(refuse("an interrupted restore of another backup lies in it".to_owned())),
         Err(_) => false,
     };
@@ -95,5 +97,35 @@ fn running_server(directory: &Path) -> Option<i32> {
     match test_kill_process(pid) {
         Ok(()) | Err(rustix::io::Errno::PERM) => Some(number),
         Err(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::{MARKER, check};
+    use crate::error::ErrorCode;
+
+    #[test]
+    fn only_the_marker_of_this_restore_or_the_beginning_of_it_lets_us_in() {
+        let dir = tempfile::tempdir().unwrap();
+        let look = || check(dir.path(), "lineage backup\n", "data directory", "--to DIR").map(|found| found.resumed);
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        assert!(!look().unwrap(), "empty");
+        for (marker, alone, with_files) in [
+            ("lineage backup\n", Some(true), Some(true)),
+            ("", Some(false), None),
+            ("lineage ba", Some(false), None),
+            ("lineage other\n", None, None),
+        ] {
+            write(MARKER, marker);
+            assert_eq!(look().ok(), alone, "{marker:?} alone");
+            write("PG_VERSION", "15");
+            assert_eq!(look().ok(), with_files, "{marker:?} with files");
+            fs::remove_file(dir.path().join("PG_VERSION")).unwrap();
+        }
+        write("PG_VERSION", "15");
+        assert_eq!(look().unwrap_err().code(), ErrorCode::TargetDirectory);
     }
 }
