@@ -53,6 +53,23 @@ pub fn as_server_user(program: impl AsRef<Path>) -> Command {
     command
 }
 
+/// The same command, ended when it takes longer than any sane one does: a test that hangs tells less than one that fails.
+pub fn with_limit(command: &Command, limit: Duration) -> Command {
+    let mut limited = Command::new("timeout");
+    limited.args(["--kill-after=5", &limit.as_secs().to_string()]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    if let Some(dir) = command.get_current_dir() {
+        limited.current_dir(dir);
+    }
+    limited.stdin(Stdio::null());
+    limited
+}
+
 /// Gives a path to the user that runs the servers.
 pub fn give_to_server_user(path: &Path) {
     if am_root() {
@@ -267,8 +284,9 @@ impl PgNode {
 
     /// Runs SQL through psql; the error text when it fails.
     pub fn try_sql(&self, sql: &str) -> Result<String, String> {
-        let output =
-            self.tool("psql").args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]).output().unwrap();
+        let mut psql = self.tool("psql");
+        psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]);
+        let output = with_limit(&psql, Duration::from_secs(180)).output().unwrap();
         if output.status.success() {
             Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
         } else {

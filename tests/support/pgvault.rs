@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::pg::{PgNode, as_server_user, free_port, give_to_server_user};
+use super::pg::{PgNode, as_server_user, free_port, give_to_server_user, with_limit};
 
 /// One installation: a copy of the binary, a configuration, a state directory and a repository, all of which the servers'
 /// user can use, because a `restore_command` runs as that user.
@@ -92,7 +92,10 @@ impl Pgvault {
 
     /// Runs a command to its end.
     pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
-        self.command(args).output().unwrap()
+        let command = self.command(args);
+        let output = with_limit(&command, Duration::from_secs(300)).output().unwrap();
+        assert!(output.status.code() != Some(124), "{command:?} took more than 300 s: {output:?}");
+        output
     }
 
     /// Runs a command that must succeed; its stdout.
