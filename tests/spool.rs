@@ -145,6 +145,9 @@ fn a_start_keeps_exactly_the_valid_records_of_a_torn_segment() {
             let cut_lsn = start.saturating_add(cut as u64);
             let expected = wal.last_end(start, cut_lsn);
             match spool.get(name) {
+                // The rest of a record whose beginning is nowhere has no checksum that could prove it. A difference shows when
+                // the server sends it again.
+                Some(Held::Open { .. }) if !with_previous && cut_lsn < first_own_record(wal, index) => {}
                 Some(Held::Open { durable }) => {
                     prop_assert!(durable <= cut_lsn || content == wal.segment(index));
                     let spans = expected.is_some_and(|end| end <= first_own_record(wal, index));

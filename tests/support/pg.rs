@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Where `make setup` puts servers, unless PGVAULT_TEST_SERVERS says otherwise.
@@ -25,9 +26,18 @@ pub fn bin_dir(major: u32) -> PathBuf {
         .unwrap_or_else(|| panic!("no PostgreSQL {major}: run `make setup` (scripts/fetch-servers.sh)"))
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that nobody gets by chance: below those that the system gives to outgoing
+/// connections, and never the same twice in a process.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let offset = std::process::id().wrapping_mul(137);
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000 + u16::try_from(offset.wrapping_add(step) % 12_000).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Whether this process is root, who may not run PostgreSQL.
