@@ -155,7 +155,7 @@ fn spawn(dir: &Path, port: u16) -> Child {
 /// The first of four ports that are free, together with those 10000 above, where SeaweedFS has its internal services.
 fn free_ports() -> u16 {
     for _ in 0..200 {
-        let port = 20_000 + rand::random::<u16>() % 20_000;
+        let port = 22_100 + rand::random::<u16>() % 10_000;
         let all = (0..4).flat_map(|i| [port + i, port + i + 10_000]);
         let held: Result<Vec<_>, _> = all.map(|port| TcpListener::bind(("127.0.0.1", port))).collect();
         if held.is_ok() {

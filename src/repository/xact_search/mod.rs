@@ -35,21 +35,7 @@ pub struct WalSearch<'a> {
 
 /// Finds the answer to any question about the WAL in `catalog`.
 pub async fn answer(lineage: &LineageRepository, catalog: &Catalog, question: &Question) -> RepositoryResult<Answer> {
-    WalSearch::new(lineage, catalog, branch_of(question)).answer(question).await
-}
-
-fn branch_of(question: &Question) -> TimelineId {
-    match *question {
-        Question::MaxTime { branch, .. }
-        | Question::End { branch, .. }
-        | Question::FirstLater { branch, .. }
-        | Question::LastXact { branch, .. }
-        | Question::FirstRecord { branch, .. }
-        | Question::Xid { branch, .. }
-        | Question::RestorePoint { branch, .. }
-        | Question::LastSettled { branch, .. }
-        | Question::CommitsAround { branch, .. } => branch,
-    }
+    WalSearch::new(lineage, catalog, question.branch()).answer(question).await
 }
 
 impl<'a> WalSearch<'a> {
