@@ -251,8 +251,14 @@ impl Session<'_> {
             status.received = Some(position);
             status.last_message = Some(now);
             status.clock_offset_micros = Some(now.as_micros().saturating_sub(time.as_micros()));
-            if state == WalState::Streaming {
-                status.error = None;
+            match state {
+                WalState::Streaming => status.error = None,
+                // Whoever reads the state finds its reason beside it.
+                WalState::Held if before != WalState::Held => {
+                    let held = self.held_before;
+                    status.error = Some(Trouble::Held { server_end, held }.explain(self.settings.cluster.as_str()));
+                }
+                _ => {}
             }
         };
         if before == state {
