@@ -158,7 +158,10 @@ impl Running<'_> {
         let deadline = Instant::now() + LIMIT;
         loop {
             let status = self.now();
-            assert!(!status.state.needs_a_person() || status.error.is_some(), "a state without its reason: {status:#?}");
+            assert!(
+                !status.state.needs_a_person() || status.error.is_some(),
+                "a state without its reason: {status:#?}"
+            );
             if holds(&status) {
                 return status;
             }
