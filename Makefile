@@ -1,6 +1,7 @@
 # Each target sets up what a fresh machine lacks and is quick when nothing is missing.
 .DEFAULT_GOAL := help
 SERVERS ?= /var/tmp/pgvault-test-servers
+PEERS ?= /var/tmp/pgvault-tools
 export PGVAULT_TEST_SERVERS := $(SERVERS)
 
 help: ## this list
@@ -22,9 +23,16 @@ lint: ## formatting, clippy, licences and sources of dependencies
 fmt: ## format the sources
 	cargo fmt --all
 
-bench: setup ## a 2 GiB cluster backed up and restored, beside PostgreSQL's own tools (SCALE=14 for a short run)
+bench: bench-backup bench-wal ## all benchmarks, beside other tools in the same run
+
+bench-backup: setup ## a 2 GiB cluster backed up and restored, beside PostgreSQL's own tools (SCALE=14 for a short run)
 	cargo build --release --locked
 	python3 bench/main_job.py target/release/pgvault "$(SERVERS)" $(SCALE)
+
+bench-wal: setup ## WAL taken in, stored and acknowledged, beside other tools (WAL="--segments 14 --runs 1 --seconds 3" for a short run)
+	cargo build --release --locked
+	@scripts/setup-peers.sh "$(PEERS)" wal_rus
+	python3 bench/wal.py target/release/pgvault "$(SERVERS)" "$(PEERS)" $(WAL)
 
 docs: ## the documentation of the code
 	cargo doc --workspace --no-deps --locked
@@ -35,4 +43,4 @@ setup: ## PostgreSQL and S3 servers for the tests
 setup-demo: ## PostgreSQL of the distribution, for the demo
 	@scripts/setup.sh
 
-.PHONY: help demo test lint fmt bench docs setup setup-demo
+.PHONY: help demo test lint fmt bench bench-backup bench-wal docs setup setup-demo

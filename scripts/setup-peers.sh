@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# setup-peers.sh DIR [PEER…]: the tools that `make bench` compares with, into DIR/bin. Quick when nothing is missing; what cannot be had is
+# said, and the benchmarks leave its rows out.
+set -euo pipefail
+tools=${1:-/var/tmp/pgvault-tools}
+shift || true
+peers=("$@")
+[ ${#peers[@]} -gt 0 ] || peers=(wal_rus)
+
+wal_rus() {
+  local version=0.4.1
+  [ "$(cat "$tools/.wal-rus" 2>/dev/null)" = "$version" ] && return
+  echo "setup: building WAL-RUS $version into $tools (once, some minutes)"
+  # Without --locked: its lock file names versions that the registry no longer has.
+  CARGO_TARGET_DIR="$tools/build-wal-rus" nice cargo install wal-rus --version "$version" --root "$tools" --quiet
+  rm -rf "$tools/build-wal-rus"
+  echo "$version" > "$tools/.wal-rus"
+}
+
+mkdir -p "$tools"
+for peer in "${peers[@]}"; do
+  "$peer" || echo "setup: $peer is not to be had; its rows are left out" >&2
+done
