@@ -49,7 +49,7 @@ pub use marker::{Marker, RepositoryId};
 pub use marks::{Mark, MarkDocument};
 pub use objects::{Objects, PutNew};
 pub use segments::{Fetched, PlainSource, SegmentMeta, Stored};
-pub use tails::{FetchedTail, TailChain};
+pub use tails::{TailChain, TailSink};
 
 /// The result of everything that touches the repository.
 pub type RepositoryResult<T> = Result<T, RepositoryError>;

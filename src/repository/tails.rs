@@ -1,5 +1,9 @@
 //! Tails: what arrived so far of a segment that is not complete. FORMAT.md 4.3.
 
+mod sink;
+
+use std::io::Write as _;
+
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use wal::{Lsn, SegmentName, XactIndex};
@@ -11,11 +15,17 @@ use crate::repository::{
     LineageRepository, PlainSource, RepositoryError, RepositoryResult, SegmentMeta, Stored, WalHeader,
 };
 
+use sink::Joint;
+pub use sink::TailSink;
+
 #[cfg(test)]
 mod tests;
 
-/// How many pieces are read at once.
+/// How many small pieces are read at once.
 const PARALLEL: usize = 8;
+
+/// Up to so many bytes a piece is read whole, beside others.
+const SMALL: u64 = 512 << 10;
 
 /// Up to so many pieces all are read, also those that lie within others: two writers must agree.
 const READ_ALL: usize = 64;
@@ -34,21 +44,6 @@ pub struct TailChain {
     pub end: Lsn,
     /// Every piece that lies in the chain, by its first byte; several writers' pieces may overlap.
     pub pieces: Vec<TailName>,
-}
-
-/// A tail as recovery gets it.
-#[derive(Clone, PartialEq, Eq)]
-pub struct FetchedTail {
-    /// The segment's bytes, zeros from `end` on.
-    pub bytes: Vec<u8>,
-    /// First byte that is not stored.
-    pub end: Lsn,
-}
-
-impl std::fmt::Debug for FetchedTail {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FetchedTail").field("len", &self.bytes.len()).field("end", &self.end).finish()
-    }
 }
 
 impl TailChain {
@@ -132,52 +127,57 @@ impl LineageRepository {
         read_header(self.objects(), &WalPlace::tail(self, name)?).await
     }
 
-    /// What is stored of an incomplete segment, padded with zeros to the segment's size; none when nothing is.
+    /// Reads what is stored of an incomplete segment into `sink`, from the segment's first byte on, and returns its end;
+    /// none when nothing is stored. Only when it returns `Ok` is what `sink` has the WAL that was stored.
     ///
-    /// What is read is verified: of up to 64 pieces all, of more those that hold the chain. Where two writers' pieces overlap, they must agree: `Damaged` otherwise.
-    pub async fn fetch_tail(&self, segment: SegmentName) -> RepositoryResult<Option<FetchedTail>> {
+    /// What is read is verified: of up to 64 pieces all, of more those that hold the chain. Where two writers' pieces
+    /// overlap, they must agree: `Damaged` otherwise. Memory is a few small pieces, whatever the size of segments.
+    pub async fn fetch_tail(&self, segment: SegmentName, sink: &mut dyn TailSink) -> RepositoryResult<Option<Lsn>> {
         for _ in 0..ATTEMPTS {
+            sink.clear().map_err(RepositoryError::Sink)?;
             let Some(chain) = self.tail_chain(segment).await? else { return Ok(None) };
-            match self.fetch_chain(&chain).await {
+            match self.fetch_chain(&chain, sink).await {
                 // Retention removed a piece after it was listed, because the segment is complete by now.
                 Err(RepositoryError::NotFound(_)) => {}
-                fetched => return fetched.map(Some),
+                fetched => return fetched.map(|()| Some(chain.end)),
             }
         }
         let key = self.keys().key(&LineageObject::Segment(segment));
         Err(RepositoryError::damaged(&key, "pieces of its tail are listed, but are not there"))
     }
 
-    async fn fetch_chain(&self, chain: &TailChain) -> RepositoryResult<FetchedTail> {
-        let size = self.segment_size().bytes();
-        let mut bytes =
-            vec![0; usize::try_from(size).map_err(|error| RepositoryError::mismatch(chain.segment, error))?];
-        let mut filled = chain.start;
+    async fn fetch_chain(&self, chain: &TailChain, sink: &mut dyn TailSink) -> RepositoryResult<()> {
+        let mut filled = 0;
         let wanted = if chain.pieces.len() > READ_ALL { chain.cover() } else { chain.pieces.clone() };
-        let mut pieces = stream::iter(wanted).map(|name| self.fetch_piece(name)).buffered(PARALLEL);
-        while let Some((name, piece)) = pieces.try_next().await? {
-            let outside = || RepositoryError::mismatch(chain.segment, "a piece of its tail lies outside of it");
-            let at = usize::try_from(name.from.bytes_since(chain.start)).map_err(|_| outside())?;
-            let target = bytes.get_mut(at..at + piece.len()).ok_or_else(outside)?;
+        let mut pieces = stream::iter(wanted).map(|name| self.fetch_small(name)).buffered(PARALLEL);
+        while let Some((name, small)) = pieces.try_next().await? {
             // Pieces come by their first byte, so everything before `filled` is there.
-            let overlap = usize::try_from(filled.bytes_since(name.from)).unwrap_or(usize::MAX).min(piece.len());
-            if target[..overlap] != piece[..overlap] {
+            let mut joint = Joint::new(sink, name.from.bytes_since(chain.start), filled);
+            let joined = match small {
+                Some(plain) => joint.write_all(&plain).map_err(RepositoryError::Sink),
+                None => read_wal(self.objects(), &WalPlace::tail(self, name)?, &mut joint).await.map(|_| ()),
+            };
+            if joint.differs() {
                 let key = self.keys().key(&LineageObject::Tail(name));
                 return Err(RepositoryError::damaged(
                     &key,
                     "another piece of this segment's tail has other bytes there",
                 ));
             }
-            target[overlap..].copy_from_slice(&piece[overlap..]);
-            filled = filled.max(name.to);
+            joined?;
+            filled = filled.max(name.to.bytes_since(chain.start));
         }
-        Ok(FetchedTail { bytes, end: chain.end })
+        Ok(())
     }
 
-    async fn fetch_piece(&self, name: TailName) -> RepositoryResult<(TailName, Vec<u8>)> {
+    /// A small piece; none for a large one, which is read straight into the sink when its turn comes.
+    async fn fetch_small(&self, name: TailName) -> RepositoryResult<(TailName, Option<Vec<u8>>)> {
+        if name.to.bytes_since(name.from) > SMALL {
+            return Ok((name, None));
+        }
         let mut plain = Vec::new();
         read_wal(self.objects(), &WalPlace::tail(self, name)?, &mut plain).await?;
-        Ok((name, plain))
+        Ok((name, Some(plain)))
     }
 }
 

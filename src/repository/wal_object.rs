@@ -160,10 +160,11 @@ pub(super) fn io_error(path: &Path, source: io::Error) -> RepositoryError {
 /// A local file that is removed when it is dropped. It needs to survive nothing: after a crash the WAL is still where it
 /// came from.
 #[derive(Debug)]
-struct ScratchFile(PathBuf);
+pub(super) struct ScratchFile(PathBuf);
 
 impl ScratchFile {
-    fn create(dir: &Path, name: &str) -> RepositoryResult<(Self, File)> {
+    /// A new file for reading and writing.
+    pub(super) fn create(dir: &Path, name: &str) -> RepositoryResult<(Self, File)> {
         for attempt in 0..1000 {
             let path = dir.join(format!("pgvault-{name}.{attempt}.tmp"));
             match File::options().read(true).write(true).create_new(true).mode(PRIVATE_FILE).open(&path) {

@@ -40,6 +40,7 @@ impl Destination {
         temporary_name.push(".pgvault");
         let temporary = path.with_file_name(temporary_name);
         let file = OpenOptions::new()
+            .read(true)
             .write(true)
             .create(true)
             .truncate(true)
@@ -70,6 +71,11 @@ impl Destination {
             return Err(Trouble::Local(io::ErrorKind::UnexpectedEof.into()));
         }
         self.file.set_len(size.max(copied)).map_err(|source| self.trouble(source))
+    }
+
+    /// Makes everything behind its first `len` bytes zeros, up to `size`.
+    pub(super) fn pad(&mut self, len: u64, size: u64) -> Result<(), Trouble> {
+        self.cut(Some(Cut { keep: len, size }))
     }
 
     /// Makes everything behind the cut zeros.

@@ -235,14 +235,21 @@ async fn fetch_segment(
         let completed = fetch_whole(request, lineage, segment, cut).await?;
         return if completed { Ok(true) } else { Err(Trouble::Hole { missing: segment, later }) };
     }
-    let stored = lineage.fetch_tail(segment).await?;
-    let stored_bytes = stored.as_ref().map_or(0, |tail| tail.end.bytes_since(number.start(size)));
+    let mut destination = Destination::open(&request.destination)?;
+    let stored = match lineage.fetch_tail(segment, destination.file()).await {
+        Err(RepositoryError::Sink(source)) => return Err(destination.trouble(source)),
+        fetched => fetched?,
+    };
+    let stored_bytes = stored.map_or(0, |end| end.bytes_since(number.start(size)));
     if let Some(found) = local.segment(segment).map_err(Trouble::Local)?.filter(|f| f.durable_bytes > stored_bytes) {
+        // One temporary file at a time.
+        drop(destination);
         return serve_local(request, found, Some((size.bytes(), cut))).map(|()| true);
     }
-    let Some(tail) = stored else { return Ok(false) };
-    let mut destination = Destination::open(&request.destination)?;
-    destination.write_all(&tail.bytes)?;
+    if stored_bytes == 0 {
+        return Ok(false);
+    }
+    destination.pad(stored_bytes, size.bytes())?;
     destination.cut(cut)?;
     destination.publish()?;
     Ok(true)

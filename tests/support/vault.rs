@@ -125,7 +125,11 @@ impl Vault {
 
     /// What is stored of a segment that is not complete: its bytes, padded, and where they end.
     pub fn tail(&self, name: SegmentName) -> Option<(Vec<u8>, Lsn)> {
-        self.runtime.block_on(self.lineage().fetch_tail(name)).unwrap().map(|tail| (tail.bytes, tail.end))
+        let mut bytes = Vec::new();
+        let lineage = self.lineage();
+        let end = self.runtime.block_on(lineage.fetch_tail(name, &mut bytes)).unwrap()?;
+        bytes.resize(usize::try_from(lineage.segment_size().bytes()).unwrap(), 0);
+        Some((bytes, end))
     }
 
     /// Names of all stored whole segments.

@@ -213,6 +213,6 @@ async fn everything_can_be_awaited_from_any_thread() {
     is_send(&lineage.put_segment(&meta, &index, PlainSource::Bytes(Bytes::new())));
     is_send(&lineage.put_tail(&meta, Lsn::new(0), Bytes::new(), &index));
     is_send(&lineage.fetch_segment(meta.name, &mut sink));
-    is_send(&lineage.fetch_tail(meta.name));
+    is_send(&lineage.fetch_tail(meta.name, &mut Vec::new()));
     is_send(&lineage.put_mark(&id(1), &mark(MarkKind::Keep)));
 }

@@ -1,3 +1,4 @@
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::sync::Arc;
 
 use wal::{Lsn, XactIndex};
@@ -23,6 +24,13 @@ fn wal() -> WalWriter {
     wal.commit(10, 100);
     wal.noop(50_000);
     wal
+}
+
+/// What is stored of the segment, and where it ends.
+async fn fetch(lineage: &LineageRepository) -> Result<Option<(Vec<u8>, Lsn)>, RepositoryError> {
+    let mut bytes = Vec::new();
+    let end = lineage.fetch_tail(name(1, 5), &mut bytes).await?;
+    Ok(end.map(|end| (bytes, end)))
 }
 
 async fn put(lineage: &LineageRepository, wal: &WalWriter, from: u64, to: u64) -> Result<(), RepositoryError> {
@@ -64,23 +72,21 @@ async fn a_tail_of_many_pieces_is_read_from_few() {
     }
     put(&lineage, &wal, 0, 10_000).await.unwrap();
     storage.forget_calls();
-    let tail = lineage.fetch_tail(name(1, 5)).await.unwrap().unwrap();
-    assert!(tail.bytes[..10_000] == wal.bytes[..10_000] && tail.end == at(10_000));
+    let (bytes, end) = fetch(&lineage).await.unwrap().unwrap();
+    assert!(bytes == wal.bytes[..10_000] && end == at(10_000));
     assert_eq!(storage.calls().iter().filter(|(operation, _)| *operation == Operation::GetRange).count(), 1);
 }
 
 #[tokio::test]
-async fn a_tail_comes_back_padded_with_zeros() {
+async fn a_tail_comes_back_from_its_pieces() {
     let lineage = lineage(Arc::new(MemoryStorage::new())).await;
     let wal = wal();
-    assert_eq!(lineage.fetch_tail(name(1, 5)).await.unwrap(), None);
+    assert_eq!(fetch(&lineage).await.unwrap(), None);
     for (from, to) in [(0, 10), (10, 9000), (9000, 9001), (9001, 30_000)] {
         put(&lineage, &wal, from, to).await.unwrap();
     }
-    let tail = lineage.fetch_tail(name(1, 5)).await.unwrap().unwrap();
-    assert_eq!((tail.end, tail.bytes.len() as u64), (at(30_000), SIZE));
-    assert!(tail.bytes[..30_000] == wal.bytes[..30_000]);
-    assert!(tail.bytes[30_000..].iter().all(|&byte| byte == 0));
+    let (bytes, end) = fetch(&lineage).await.unwrap().unwrap();
+    assert!(bytes == wal.bytes[..30_000] && end == at(30_000));
 }
 
 #[tokio::test]
@@ -90,9 +96,32 @@ async fn pieces_of_two_writers_may_overlap_when_they_agree() {
     for (from, to) in [(0, 10_000), (0, 12_000), (5_000, 6_000), (10_000, 25_000), (12_000, 20_000)] {
         put(&lineage, &wal, from, to).await.unwrap();
     }
-    let tail = lineage.fetch_tail(name(1, 5)).await.unwrap().unwrap();
-    assert_eq!(tail.end, at(25_000));
-    assert!(tail.bytes[..25_000] == wal.bytes[..25_000]);
+    let (bytes, end) = fetch(&lineage).await.unwrap().unwrap();
+    assert!(bytes == wal.bytes[..25_000] && end == at(25_000));
+}
+
+#[tokio::test]
+async fn a_file_gets_large_pieces_as_they_come_and_they_are_compared() {
+    let lineage = lineage(Arc::new(MemoryStorage::new())).await;
+    let mut wal = WalWriter::new(1, 5);
+    while wal.bytes.len() < 950_000 {
+        wal.noop(50_000);
+    }
+    for (from, to) in [(0, 1000), (0, 600_000), (100_000, 800_000), (700_000, 700_100), (800_000, 900_000)] {
+        put(&lineage, &wal, from, to).await.unwrap();
+    }
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&[7; 1_000_000]).unwrap();
+    let end = lineage.fetch_tail(name(1, 5), &mut file).await.unwrap();
+    assert_eq!(end, Some(at(900_000)));
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == wal.bytes[..900_000], "nothing of what the file held before");
+    wal.bytes[500_000] ^= 1;
+    put(&lineage, &wal, 200_000, 850_000).await.unwrap();
+    let error = lineage.fetch_tail(name(1, 5), &mut file).await.unwrap_err();
+    assert!(matches!(error, RepositoryError::Damaged { .. }), "{error}");
 }
 
 #[tokio::test]
@@ -103,7 +132,7 @@ async fn pieces_that_disagree_are_refused() {
     put(&lineage, &one, 10_000, 20_000).await.unwrap();
     other.bytes[19_000] ^= 1;
     put(&lineage, &other, 10_000, 30_000).await.unwrap();
-    let error = lineage.fetch_tail(name(1, 5)).await.unwrap_err();
+    let error = fetch(&lineage).await.unwrap_err();
     assert!(matches!(error, RepositoryError::Damaged { .. }), "{error}");
     // Under the very same name they never get in.
     let error = put(&lineage, &other, 10_000, 20_000).await.unwrap_err();
@@ -146,12 +175,12 @@ async fn a_damaged_or_misplaced_piece_is_named() {
     let other = storage.get(&next).await.unwrap().to_vec();
     for bytes in [flipped, good[..good.len() - 5].to_vec(), other] {
         replace(storage.as_ref(), &key, bytes).await;
-        let error = lineage.fetch_tail(name(1, 5)).await.unwrap_err();
+        let error = fetch(&lineage).await.unwrap_err();
         assert!(matches!(&error, RepositoryError::Damaged { key: named, .. } if *named == key), "{error}");
     }
     // Deleted: the chain ends before it, and that is what there is.
     storage.delete(&[key]).await.unwrap();
-    assert_eq!(lineage.fetch_tail(name(1, 5)).await.unwrap().map(|tail| tail.end), Some(at(10_000)));
+    assert_eq!(fetch(&lineage).await.unwrap().map(|(_, end)| end), Some(at(10_000)));
 }
 
 #[tokio::test]
@@ -161,9 +190,9 @@ async fn a_piece_that_is_listed_and_gone_is_an_error_and_not_absence() {
     put(&lineage, &wal(), 0, 10_000).await.unwrap();
     let gone = Rule::new(Fault::Fail(crate::storage::StorageErrorKind::NotFound)).on(Operation::GetRange);
     faulty.add(gone.clone().calls(1..=1));
-    assert!(lineage.fetch_tail(name(1, 5)).await.unwrap().is_some());
+    assert!(fetch(&lineage).await.unwrap().is_some());
     faulty.add(gone);
-    let error = lineage.fetch_tail(name(1, 5)).await.unwrap_err();
+    let error = fetch(&lineage).await.unwrap_err();
     assert!(!error.is_not_found(), "{error}");
 }
 

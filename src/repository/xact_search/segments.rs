@@ -1,6 +1,7 @@
 //! Single segments of a branch: their indexes, and reading them record by record.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Seek as _, SeekFrom, Write};
 use std::sync::atomic::Ordering;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -11,8 +12,8 @@ use super::WalSearch;
 use crate::repository::header::WalPlace;
 use crate::repository::header_cache::group;
 use crate::repository::layout::{LineageObject, TailName};
-use crate::repository::wal_object::read_header;
-use crate::repository::{RepositoryError, RepositoryResult, TailChain, WalHeader};
+use crate::repository::wal_object::{ScratchFile, read_header};
+use crate::repository::{LineageRepository, RepositoryError, RepositoryResult, TailChain, TailSink, WalHeader};
 
 /// How many headers are read at once.
 pub(super) const PARALLEL: usize = 8;
@@ -209,6 +210,13 @@ impl WalSearch<'_> {
         }
     }
 
+    /// The segment's tails put together; none when they do not reach far enough: it was completed meanwhile.
+    async fn tail(&self, source: &Source) -> RepositoryResult<Option<Tail>> {
+        let mut tail = Tail::of(self.lineage, source.name)?;
+        let end = self.lineage.fetch_tail(source.name, tail.sink()).await?;
+        Ok(end.is_some_and(|end| end >= source.end).then_some(tail))
+    }
+
     /// Pushes one segment's bytes up to `until` through the reader.
     async fn read(
         &self,
@@ -220,9 +228,10 @@ impl WalSearch<'_> {
         let mut sink = ReaderSink { reader, until, on_event, error: None };
         let key = self.lineage.keys().key(&LineageObject::Segment(source.name));
         let whole = self.catalog.tails.iter().all(|t| t.timeline != source.name.timeline() || t.start != source.start);
-        let read = match if whole { None } else { self.lineage.fetch_tail(source.name).await? } {
-            Some(tail) if tail.end >= source.end => sink.write_all(&tail.bytes).map_err(RepositoryError::Sink),
-            _ => self.lineage.fetch_segment(source.name, &mut sink).await.map(|fetched| {
+        let tail = if whole { None } else { self.tail(source).await? };
+        let read = match tail {
+            Some(mut tail) => tail.copy_to(&mut sink).map_err(RepositoryError::Sink),
+            None => self.lineage.fetch_segment(source.name, &mut sink).await.map(|fetched| {
                 let known = self.lineage.inner.headers.get(&key, &group(source.name));
                 if known.is_some_and(|known| known != fetched.header) {
                     self.cache_was_wrong.store(true, Ordering::Relaxed);
@@ -244,6 +253,44 @@ fn listed_but_gone(error: RepositoryError) -> RepositoryError {
             RepositoryError::Mismatch { what: key, problem: "it was listed, and is not there any more".to_owned() }
         }
         other => other,
+    }
+}
+
+/// A tail on its way to a reader of WAL: in memory, or in a file where segments are large.
+enum Tail {
+    Memory(Vec<u8>),
+    File {
+        file: File,
+        /// Removes the file.
+        _scratch: ScratchFile,
+    },
+}
+
+impl Tail {
+    fn of(lineage: &LineageRepository, name: SegmentName) -> RepositoryResult<Self> {
+        let options = lineage.repository().options();
+        if lineage.segment_size().bytes() <= options.max_in_memory {
+            return Ok(Self::Memory(Vec::new()));
+        }
+        let (scratch, file) = ScratchFile::create(&options.scratch_dir, &format!("{name}.tail"))?;
+        Ok(Self::File { file, _scratch: scratch })
+    }
+
+    fn sink(&mut self) -> &mut dyn TailSink {
+        match self {
+            Self::Memory(bytes) => bytes,
+            Self::File { file, .. } => file,
+        }
+    }
+
+    fn copy_to(&mut self, sink: &mut ReaderSink<'_>) -> io::Result<()> {
+        match self {
+            Self::Memory(bytes) => sink.write_all(bytes),
+            Self::File { file, .. } => {
+                file.seek(SeekFrom::Start(0))?;
+                io::copy(file, sink).map(|_| ())
+            }
+        }
     }
 }
 
