@@ -12,6 +12,7 @@
 // The way of the WAL.
 pub mod archiver;
 pub mod codec;
+pub mod patroni;
 pub mod primary;
 pub mod receiver;
 pub mod repository;

@@ -21,6 +21,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("error", &["repository", "primary", "storage", "config", "daemon", "cli"]),
     ("repository", &["primary", "receiver", "spool", "archiver", "backup", "restore", "config", "daemon", "cli"]),
     ("primary", &["repository", "receiver", "spool", "archiver", "backup", "restore", "config", "daemon", "cli"]),
+    ("patroni", &["repository", "receiver", "spool", "archiver", "backup", "restore", "config", "daemon", "cli"]),
     ("receiver", &["config", "daemon", "cli", "backup", "restore"]),
     ("spool", &["config", "daemon", "cli", "backup", "restore", "primary"]),
     ("archiver", &["config", "daemon", "cli", "backup", "restore", "primary"]),

@@ -29,6 +29,7 @@ mod recover_branches;
 mod refusals;
 mod restore_files;
 mod s3_misbehaves;
+mod slots_everywhere;
 mod spool;
 mod storage_conformance;
 mod suite_is_complete;

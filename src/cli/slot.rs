@@ -1,7 +1,5 @@
 //! `slot show|create|drop`.
 
-use std::sync::Arc;
-
 use serde_json::{Value, json};
 
 use super::Ended;
@@ -10,7 +8,6 @@ use super::context::Context;
 use super::output::bytes;
 use super::source;
 use crate::config::{ClusterConfig, Config};
-use crate::daemon::members::Members;
 use crate::daemon::open;
 use crate::daemon::view::Member;
 use crate::error::{Error, ErrorCode, Result};
@@ -28,7 +25,7 @@ pub(super) async fn show(context: &Context, of: &OfCluster) -> Ended {
     let config = context.config()?;
     let cluster = context.cluster(&config, of)?;
     let name = configured(&cluster)?;
-    let members = Members::new(open::connect_options(&config, &cluster)?, Arc::clone(&context.clock)).ask().await;
+    let members = source::members(context, &config, &cluster).await?.0.ask().await;
     if let [only] = members.as_slice()
         && let Some(error) = &only.error
     {

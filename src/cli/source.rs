@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use crate::cli::context::Context;
 use crate::config::{ClusterConfig, Config};
 use crate::daemon::control::Client;
@@ -9,6 +11,7 @@ use crate::daemon::open::{self, Missing};
 use crate::daemon::view::{BackupActivity, ClusterView};
 use crate::daemon::{members::Members, stored};
 use crate::error::{ErrorCode, Result};
+use crate::patroni::{self, Topology};
 use crate::repository::{ClusterRepository, LineageRepository, Repository};
 use crate::storage::metered::NoMeter;
 
@@ -49,7 +52,7 @@ pub(super) async fn lineage(context: &Context, config: &Config, cluster: &Cluste
 
 /// Everything that can be found out of a cluster without a daemon. What cannot be reached is part of the view.
 pub(super) async fn view(context: &Context, config: &Config, cluster: &ClusterConfig) -> Result<ClusterView> {
-    let mut members = Members::new(open::connect_options(config, cluster)?, Arc::clone(&context.clock));
+    let (mut members, topology) = members(context, config, cluster).await?;
     let read = async {
         let lineage = lineage(context, config, cluster).await?;
         stored::read(&lineage, context.clock.now()).await
@@ -60,7 +63,21 @@ pub(super) async fn view(context: &Context, config: &Config, cluster: &ClusterCo
         Err(error) if error.code() == ErrorCode::NotFound => (None, None),
         Err(error) => (None, Some(error)),
     };
-    Ok(ClusterView { members, stored, repository_error, ..empty_view(config, cluster) })
+    let patroni = (!cluster.patroni_urls.is_empty()).then_some(topology);
+    Ok(ClusterView { members, patroni, stored, repository_error, ..empty_view(config, cluster) })
+}
+
+/// The members of a cluster, those that only Patroni names among them, and what Patroni says.
+pub(super) async fn members(
+    context: &Context,
+    config: &Config,
+    cluster: &ClusterConfig,
+) -> Result<(Members, Topology)> {
+    let connect = open::connect_options(config, cluster)?;
+    let topology = patroni::ask_once(&cluster.patroni_urls, connect.conninfo.hosts()).await;
+    // A watch keeps its last value after its sender is gone.
+    let (_, known) = watch::channel(topology.clone());
+    Ok((Members::new(connect, Arc::clone(&context.clock), Some(known)), topology))
 }
 
 /// What the repository holds of a cluster, without asking any server.
@@ -85,6 +102,8 @@ fn empty_view(config: &Config, cluster: &ClusterConfig) -> ClusterView {
         location: config.repository.storage.url.clone(),
         repository_error: None,
         members: Vec::new(),
+        create_slot: cluster.create_slot,
+        patroni: None,
         backup: BackupActivity::default(),
         failovers: Vec::new(),
     }

@@ -24,6 +24,7 @@ use secrecy::SecretString;
 
 use crate::codec::Compression;
 use crate::error::{Error, ErrorCode, Result};
+use crate::patroni::PatroniUrl;
 use crate::storage::StorageOptions;
 
 pub use environment::Variables;
@@ -85,6 +86,8 @@ pub struct ClusterConfig {
     pub schedule: Option<Schedule>,
     /// Bytes per second of base backups.
     pub max_rate: Option<u64>,
+    /// Patroni's REST API on the members.
+    pub patroni_urls: Vec<PatroniUrl>,
     /// What may be forgotten.
     pub retention: RetentionConfig,
 }

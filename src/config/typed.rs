@@ -14,6 +14,7 @@ use super::{
 use super::{keys::Section, values};
 use crate::codec::Compression;
 use crate::error::{Error, ErrorCode, Result};
+use crate::patroni::PatroniUrl;
 use crate::storage::StorageOptions;
 
 /// Parses and checks everything.
@@ -141,7 +142,6 @@ pub(super) fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig> 
         "primary" | "standby" | "prefer-standby" => Ok(()),
         _ => Err("is none of primary, standby and prefer-standby".to_owned()),
     })?;
-    settings.list(at, "patroni_urls")?;
     path(settings, at, "data_directory")?;
     Ok(ClusterConfig {
         name: name.to_owned(),
@@ -155,8 +155,17 @@ pub(super) fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig> 
         synchronous: settings.boolean(at, "synchronous")?.unwrap_or(false),
         schedule: cron.map(|(cron, text)| Schedule { cron, zone, text }),
         max_rate: settings.parsed(at, "max_rate", values::rate)?,
+        patroni_urls: patroni_urls(settings, at)?,
         retention: retention(settings, name)?,
     })
+}
+
+fn patroni_urls(settings: &Settings, at: &Section) -> Result<Vec<PatroniUrl>> {
+    let name = "patroni_urls";
+    let parse = |url: String| {
+        PatroniUrl::parse(&url).map_err(|error| settings.invalid(at, name, &format!("names a URL that {error}")))
+    };
+    settings.list(at, name)?.into_iter().map(parse).collect()
 }
 
 fn application_name(text: &str) -> values::Parsed<String> {

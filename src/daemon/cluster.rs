@@ -11,18 +11,21 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::backups::Backups;
-use super::members::Members;
+use super::members::{KeptSlot, Members};
 use super::view::{BackupActivity, ClusterView, Failover, Member, Stored};
 use super::{open, pipeline_thread, stored};
 use crate::clock::Clock;
 use crate::config::{ClusterConfig, Config};
 use crate::error::{Error, ErrorCode, Result};
+use crate::patroni::{self, Topology};
 use crate::primary::ConnectOptions;
 use crate::repository::{ClusterRepository, Repository};
 use crate::wal_pipeline::{StatusBoard, WalParts, WalSettings};
 
 /// How often members are asked.
 const ASK_EVERY: Duration = Duration::from_secs(15);
+/// How often the slots of idle members are looked at: one small query each.
+const KEEP_EVERY: Duration = Duration::from_secs(5);
 /// How often the repository is listed without a reason.
 const LIST_EVERY: Duration = Duration::from_secs(300);
 /// How soon it is listed again after something went wrong or while a backup waits for its WAL.
@@ -52,6 +55,7 @@ pub struct Cluster {
     refresh: Notify,
     ask: Notify,
     refreshed: watch::Sender<u64>,
+    topology: watch::Sender<Topology>,
 }
 
 /// What the tasks have found out.
@@ -89,6 +93,7 @@ impl Cluster {
             refresh: Notify::new(),
             ask: Notify::new(),
             refreshed: watch::Sender::new(0),
+            topology: watch::Sender::new(Topology::default()),
         })
     }
 
@@ -98,6 +103,10 @@ impl Cluster {
         let parts = WalParts { settings, repository, clock: Arc::clone(&self.clock), board: self.board.clone() };
         let name = self.config.name.clone();
         tasks.spawn(pipeline_thread::keep_running(name, parts, stop.clone()));
+        self.keep("patroni", tasks, stop, |cluster, stop| async move {
+            let (urls, named) = (&cluster.config.patroni_urls, cluster.connect.conninfo.hosts());
+            patroni::keep_asking(urls, named, &cluster.topology, &stop).await;
+        });
         self.keep("members", tasks, stop, |cluster, stop| async move { cluster.ask_members(stop).await });
         self.keep("repository", tasks, stop, |cluster, stop| async move { cluster.keep_reading(stop).await });
         self.keep("changes", tasks, stop, |cluster, stop| async move { cluster.watch_changes(stop).await });
@@ -179,6 +188,8 @@ impl Cluster {
             location: self.location.clone(),
             repository_error: known.repository_error.clone(),
             members: known.members.clone(),
+            create_slot: self.config.create_slot,
+            patroni: (!self.config.patroni_urls.is_empty()).then(|| self.topology.borrow().clone()),
             backup,
             failovers: known.failovers.clone(),
         }
@@ -230,24 +241,56 @@ impl Cluster {
     }
 
     async fn ask_members(&self, stop: CancellationToken) {
-        let mut members = Members::new(self.connect.clone(), Arc::clone(&self.clock));
+        let mut members = Members::new(self.connect.clone(), Arc::clone(&self.clock), Some(self.topology.subscribe()));
+        // A slot that the HA manager owns is never touched.
+        if self.config.create_slot
+            && let Ok(Some(slot)) = open::slot_name(&self.config)
+        {
+            members = members.keeping(slot);
+        }
         while !stop.is_cancelled() {
-            let answers = tokio::select! {
-                answers = members.ask() => answers,
-                () = stop.cancelled() => return,
+            let round = async {
+                let answers = members.ask().await;
+                self.known().members = answers;
+                let asked = self.clock.instant();
+                while self.clock.instant().saturating_duration_since(asked) < ASK_EVERY {
+                    let wal = self.board.read(Clone::clone);
+                    let troubles = members.keep_slots(&wal).await;
+                    self.note_slots(troubles);
+                    tokio::select! {
+                        () = self.ask.notified() => return,
+                        () = tokio::time::sleep(KEEP_EVERY) => {}
+                    }
+                }
             };
-            self.known().members = answers;
             tokio::select! {
-                () = self.ask.notified() => {}
-                () = pause(ASK_EVERY, &stop) => {}
+                () = round => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Notes with each member how keeping its slot went.
+    fn note_slots(&self, kept: Vec<KeptSlot>) {
+        let mut known = self.known();
+        for kept in kept {
+            let same = |member: &&mut Member| member.host == kept.host && member.port == kept.port;
+            if let Some(member) = known.members.iter_mut().find(same) {
+                member.slot_trouble = kept.trouble;
             }
         }
     }
 
     /// Asks the members now, over connections of their own.
     pub async fn ask_members_now(&self) {
-        let answers = Members::new(self.connect.clone(), Arc::clone(&self.clock)).ask().await;
-        self.known().members = answers;
+        let topology = Some(self.topology.subscribe());
+        let mut answers = Members::new(self.connect.clone(), Arc::clone(&self.clock), topology).ask().await;
+        let mut known = self.known();
+        for answer in &mut answers {
+            let before = known.members.iter().find(|member| (&member.host, member.port) == (&answer.host, answer.port));
+            answer.slot_trouble = before.and_then(|member| member.slot_trouble.clone());
+        }
+        known.members = answers;
     }
 
     async fn keep_reading(&self, stop: CancellationToken) {

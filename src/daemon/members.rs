@@ -1,16 +1,21 @@
 //! What each member of a cluster says about itself, by SQL. Everything here is optional: a role with REPLICATION alone
 //! gets less, never an outage.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::slots::{self, SlotKeeper};
 use super::view::Member;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode};
+use crate::patroni::Topology;
 use crate::primary::sql::{self, SqlSession};
-use crate::primary::{ConnectOptions, Host, HostName, PgError};
+use crate::primary::{ConnectOptions, Host, HostName, PgError, SlotName};
+use crate::wal_pipeline::WalStatus;
 
 /// A member that does not answer must not hold up the others.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -20,14 +25,21 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Members {
     options: ConnectOptions,
     clock: Arc<dyn Clock>,
-    sessions: Vec<Option<SqlSession>>,
+    topology: Option<watch::Receiver<Topology>>,
+    sessions: HashMap<Host, SqlSession>,
+    keeper: Option<SlotKeeper>,
 }
 
 impl Members {
-    /// No session yet.
-    pub fn new(options: ConnectOptions, clock: Arc<dyn Clock>) -> Self {
-        let sessions = options.conninfo.hosts().iter().map(|_| None).collect();
-        Self { options, clock, sessions }
+    /// No session yet. With a watch on the members that an HA manager knows, those are asked too.
+    pub fn new(options: ConnectOptions, clock: Arc<dyn Clock>, topology: Option<watch::Receiver<Topology>>) -> Self {
+        Self { options, clock, topology, sessions: HashMap::new(), keeper: None }
+    }
+
+    /// Keeps this slot on every member, when [`Members::keep_slots`] is called.
+    pub(super) fn keeping(mut self, slot: SlotName) -> Self {
+        self.keeper = Some(SlotKeeper::new(slot, Arc::clone(&self.clock)));
+        self
     }
 
     /// Members that have not been asked yet, so that every series exists from the start.
@@ -35,41 +47,87 @@ impl Members {
         options.conninfo.hosts().iter().map(|host| blank(options, host)).collect()
     }
 
+    /// The hosts of the conninfo, then those that only the HA manager names; each with options of its own.
+    fn hosts(&self) -> Vec<(Host, ConnectOptions)> {
+        let known = self.topology.as_ref().map(|topology| topology.borrow().clone()).unwrap_or_default();
+        let all = self.options.conninfo.clone().with_more_hosts(known.hosts());
+        let alone = |host: &Host| {
+            let conninfo = all.clone().for_host(host.clone());
+            (host.clone(), ConnectOptions { conninfo, host: Some(0), ..self.options.clone() })
+        };
+        all.hosts().iter().map(alone).collect()
+    }
+
     /// Asks every member.
     ///
     /// Dropping the future forgets the sessions that were in use; the next round connects anew.
     pub async fn ask(&mut self) -> Vec<Member> {
-        let hosts = self.options.conninfo.hosts().to_vec();
-        let asked = hosts.iter().enumerate().zip(self.sessions.iter_mut()).map(|((index, host), slot)| {
-            let options = ConnectOptions { host: Some(index), ..self.options.clone() };
+        let hosts = self.hosts();
+        let asked = hosts.iter().map(|(host, options)| {
             let clock = Arc::clone(&self.clock);
+            let session = self.sessions.remove(host).filter(SqlSession::is_open);
             async move {
-                let session = slot.take().filter(SqlSession::is_open);
-                match timeout(PATIENCE, ask(&options, host, session, clock.as_ref())).await {
-                    Ok((member, session)) => {
-                        *slot = session;
-                        member
+                match timeout(PATIENCE, ask(options, host, session, clock.as_ref())).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        let error = Error::new(ErrorCode::PostgresFailed, format!("{host} does not answer"))
+                            .because(format!("no answer within {} s", PATIENCE.as_secs()));
+                        (Member { error: Some(error), ..blank(options, host) }, None)
                     }
-                    Err(_) => Member {
-                        error: Some(
-                            Error::new(ErrorCode::PostgresFailed, format!("{host} does not answer"))
-                                .because(format!("no answer within {} s", PATIENCE.as_secs())),
-                        ),
-                        ..blank(&options, host)
-                    },
                 }
             }
         });
-        futures_util::future::join_all(asked).await
+        let answers = futures_util::future::join_all(asked).await;
+        let (members, sessions): (Vec<_>, Vec<_>) = answers.into_iter().unzip();
+        self.sessions =
+            hosts.into_iter().zip(sessions).filter_map(|((host, _), session)| Some((host, session?))).collect();
+        members
+    }
+
+    /// Keeps our slot on every member that a session is open with. Why that did not succeed, by host and port.
+    ///
+    /// With one member there is nothing to do: its slot is the receiver's.
+    pub(super) async fn keep_slots(&mut self, wal: &WalStatus) -> Vec<KeptSlot> {
+        let hosts = self.hosts();
+        let Some(keeper) = self.keeper.as_mut().filter(|_| hosts.len() > 1) else { return Vec::new() };
+        let mut kept = Vec::new();
+        for (host, options) in &hosts {
+            let Some(session) = self.sessions.get(host).filter(|session| session.is_open()) else { continue };
+            let member = slots::Member { host, options, session };
+            let trouble = match timeout(PATIENCE, keeper.tend(&member, wal)).await {
+                Ok(trouble) => trouble,
+                Err(_) => {
+                    // Until the next round has connected anew it holds up nobody.
+                    self.sessions.remove(host);
+                    Some(format!("no answer within {} s", PATIENCE.as_secs()))
+                }
+            };
+            kept.push(KeptSlot { host: name(host), port: host.port, trouble });
+        }
+        kept
+    }
+}
+
+/// How keeping the slot of one member went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KeptSlot {
+    /// The member, as [`Member::host`] has it.
+    pub(super) host: String,
+    /// Its port.
+    pub(super) port: u16,
+    /// What was wrong, if anything.
+    pub(super) trouble: Option<String>,
+}
+
+fn name(host: &Host) -> String {
+    match &host.name {
+        HostName::Tcp(name) => name.clone(),
+        HostName::Unix(directory) => directory.display().to_string(),
     }
 }
 
 fn blank(options: &ConnectOptions, host: &Host) -> Member {
-    let name = match &host.name {
-        HostName::Tcp(name) => name.clone(),
-        HostName::Unix(directory) => directory.display().to_string(),
-    };
-    Member { host: name, port: host.port, role: options.conninfo.user().to_owned(), ..Member::default() }
+    Member { host: name(host), port: host.port, role: options.conninfo.user().to_owned(), ..Member::default() }
 }
 
 async fn ask(

@@ -265,7 +265,8 @@ impl Metrics {
         let cluster = view.name.as_str();
         let Some(slot) = view.slot.as_deref() else { return };
         for member in &view.members {
-            let labels = [cluster, slot, member.host.as_str()];
+            let host = view.label_of(member);
+            let labels = [cluster, slot, host.as_str()];
             let row = member.slots.iter().flatten().find(|row| row.name == slot);
             let looked = member.slots.is_some();
             let retained = row.and_then(|row| Some(member.current_lsn?.bytes_since(row.restart_lsn?)));

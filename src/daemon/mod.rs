@@ -16,6 +16,7 @@ pub mod probe;
 pub mod schedule;
 pub mod serve;
 pub mod signals;
+pub mod slots;
 pub mod state_dir;
 pub mod status;
 pub mod stored;

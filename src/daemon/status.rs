@@ -107,7 +107,7 @@ fn slots(view: &ClusterView) -> Vec<SlotSummary> {
         let retained = row.and_then(|row| Some(member.current_lsn?.bytes_since(row.restart_lsn?)));
         SlotSummary {
             name: slot.clone(),
-            host: member.host.clone(),
+            host: view.label_of(member),
             active: row.map(|row| row.active),
             wal_status: if missing { Some("missing".to_owned()) } else { row.and_then(|row| row.wal_status.clone()) },
             retained_bytes: retained,

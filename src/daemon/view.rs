@@ -9,6 +9,7 @@ use wal::{Lsn, TimelineId};
 
 use crate::config::Schedule;
 use crate::error::Error;
+use crate::patroni::Topology;
 use crate::primary::ServerVersion;
 use crate::primary::sql::{ReplicationRow, RoleRights, ServerSettings, SlotRow};
 use crate::wal_pipeline::WalStatus;
@@ -40,8 +41,12 @@ pub struct ClusterView {
     pub location: String,
     /// Why the repository cannot be used at present.
     pub repository_error: Option<Error>,
-    /// Its members, in the order of the conninfo.
+    /// Its members, in the order of the conninfo; then those that only Patroni names.
     pub members: Vec<Member>,
+    /// Whether the slots are ours to make; false: the HA manager owns them.
+    pub create_slot: bool,
+    /// What Patroni tells; `None` when it is not to be asked.
+    pub patroni: Option<Topology>,
     /// Base backups of this daemon.
     pub backup: BackupActivity,
     /// Changes of the primary that this daemon has followed.
@@ -99,6 +104,8 @@ pub struct Member {
     pub rights: Option<RoleRights>,
     /// How far its clock is ahead of ours, in milliseconds.
     pub clock_ahead_ms: Option<i64>,
+    /// Why our slot cannot be kept on it, when it cannot.
+    pub slot_trouble: Option<String>,
 }
 
 /// Base backups as this daemon sees them.
@@ -160,6 +167,15 @@ impl ClusterView {
         primary.or_else(|| self.members.first().filter(|_| self.members.len() == 1))
     }
 
+    /// What tells a member from the others: its host, with the port where several members share the host.
+    pub fn label_of(&self, member: &Member) -> String {
+        if self.members.iter().filter(|other| other.host == member.host).count() > 1 {
+            format!("{}:{}", member.host, member.port)
+        } else {
+            member.host.clone()
+        }
+    }
+
     /// Committed backups, oldest first.
     pub fn backups(&self) -> &[Backup] {
         self.stored.as_ref().map_or(&[], |stored| &stored.catalog.backups)
@@ -211,6 +227,8 @@ pub(super) mod samples {
             location: "file:///srv/pgvault".to_owned(),
             repository_error: None,
             members: Vec::new(),
+            create_slot: true,
+            patroni: None,
             backup: BackupActivity::default(),
             failovers: Vec::new(),
         }
@@ -291,6 +309,7 @@ pub(super) mod samples {
             current_lsn: Some(Lsn::new(0x500_0148)),
             rights: Some(RoleRights { superuser: false, replication: true, monitor: true }),
             clock_ahead_ms: Some(3),
+            slot_trouble: None,
             error: None,
         }
     }

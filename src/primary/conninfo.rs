@@ -231,6 +231,24 @@ impl Conninfo {
         self
     }
 
+    /// The same for this server alone.
+    #[must_use]
+    pub fn for_host(mut self, host: Host) -> Self {
+        self.hosts = vec![host];
+        self
+    }
+
+    /// The same with these servers tried as well, after those that are named already.
+    #[must_use]
+    pub fn with_more_hosts<'a>(mut self, hosts: impl IntoIterator<Item = &'a Host>) -> Self {
+        for host in hosts {
+            if !self.hosts.iter().any(|known| known.name == host.name && known.port == host.port) {
+                self.hosts.push(host.clone());
+            }
+        }
+        self
+    }
+
     /// The same with this `application_name`, whatever was named before.
     #[must_use]
     pub fn with_application_name(mut self, name: impl Into<String>) -> Self {

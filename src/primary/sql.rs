@@ -6,9 +6,11 @@ use std::time::Duration;
 use wal::Lsn;
 
 mod handover;
+mod member_slot;
 mod session;
 mod settings;
 
+pub use member_slot::{MemberLook, MemberSlot};
 pub use session::{SqlSession, connect};
 
 /// A row of `pg_replication_slots`.

@@ -33,7 +33,7 @@ use crate::error::{Error, ErrorCode};
 use crate::fault_point;
 use crate::primary::{ConnectOptions, WalStream};
 use crate::spool::{Held, HeldPrefix, KeptHistory, Spool, SpoolError};
-use crate::wal_pipeline::{GapRecord, GapStore, StatusBoard, WalSettings, WalState};
+use crate::wal_pipeline::{FollowedBranch, GapRecord, GapStore, StatusBoard, WalSettings, WalState};
 
 /// How often the same WAL may be missing on the server, though its slot claims to keep it, before we go on without it.
 const PATIENCE_WITH_MISSING_WAL: u32 = 3;
@@ -157,6 +157,9 @@ impl Receiver {
         });
         let prefix = self.prefix_of(&server, timeline, start)?;
         let intake = Intake::open(self.spool.clone(), timeline, start, prefix).await?;
+        let history = self.spool.history(timeline)?;
+        let durable = intake.durable();
+        self.board.update(|status| status.followed = Some(FollowedBranch { history, durable }));
         let stream = connection.start_replication(slot.as_ref(), start, timeline).await?;
         Ok(Ready { stream, intake, timeline, start, cadence })
     }

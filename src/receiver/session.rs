@@ -273,6 +273,9 @@ impl Session<'_> {
         self.board.update(|status| {
             status.received = Some(position);
             status.flushed = Some(durable);
+            if let Some(followed) = &mut status.followed {
+                followed.durable = durable;
+            }
         });
     }
 }

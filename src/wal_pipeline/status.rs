@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use recovery::LineageId;
 use tokio::sync::watch;
-use wal::{Lsn, PgTime, SegmentSize, SystemIdentifier, TimelineId};
+use wal::{Lsn, PgTime, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId};
 
 use super::GapRecord;
 use crate::error::Error;
@@ -77,6 +77,15 @@ pub struct Fact {
     pub time: PgTime,
 }
 
+/// The branch that is followed, and what of it is durable: the two always belong together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FollowedBranch {
+    /// The timeline that is received, and its ancestry.
+    pub history: TimelineHistory,
+    /// First byte of it that is not durable in the spool.
+    pub durable: Lsn,
+}
+
 /// Everything that only grows. Counts since this process started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WalCounters {
@@ -131,6 +140,8 @@ pub struct WalStatus {
     pub archived: Option<Lsn>,
     /// End of what the repository holds, tails included.
     pub shipped: Option<Lsn>,
+    /// The branch that is followed, since the first stream of this process.
+    pub followed: Option<FollowedBranch>,
     /// How far the server has told that its WAL reaches.
     pub server_end: Option<Lsn>,
     /// When the server last told anything, by the wall clock of this machine.

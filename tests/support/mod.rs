@@ -10,6 +10,7 @@ pub mod fuzz_targets;
 pub mod ledger;
 pub mod mutate;
 pub mod oracle;
+pub mod patroni;
 pub mod pg;
 pub mod pgvault;
 pub mod plain_restore;

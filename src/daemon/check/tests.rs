@@ -77,7 +77,7 @@ fn whatever_is_wrong_says_what_to_do() {
         ("backups", Warn, |view| view.stored = Some(stored(vec![backup("2026-11-18T23:00:00Z")]))),
         ("backups", Failed, |view| view.stored = Some(stored(vec![backup("2026-11-10T03:00:00Z")]))),
         ("window", Failed, |view| view.stored = Some(stored(Vec::new()))),
-        ("configuration", Warn, |view| view.without_effect = vec!["`patroni_urls` has no effect".to_owned()]),
+        ("configuration", Warn, |view| view.without_effect = vec!["`backup_from` has no effect".to_owned()]),
     ];
     for (name, status, change) in cases {
         let mut view = well();

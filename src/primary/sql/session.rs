@@ -192,7 +192,7 @@ impl SqlSession {
         }
     }
 
-    async fn one(&self, query: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<Row, PgError> {
+    pub(super) async fn one(&self, query: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<Row, PgError> {
         let mut rows = self.query(query, parameters).await?;
         match rows.len() {
             1 => Ok(rows.swap_remove(0)),
@@ -211,7 +211,7 @@ impl SqlSession {
 }
 
 /// `None` where the server said that the role lacks the right.
-fn allowed<T>(result: Result<T, PgError>) -> Result<Option<T>, PgError> {
+pub(super) fn allowed<T>(result: Result<T, PgError>) -> Result<Option<T>, PgError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.is_insufficient_privilege() => Ok(None),
@@ -219,12 +219,12 @@ fn allowed<T>(result: Result<T, PgError>) -> Result<Option<T>, PgError> {
     }
 }
 
-fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, PgError> {
+pub(super) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, PgError> {
     row.try_get(column).map_err(|error| PgError::Protocol(error.to_string()))
 }
 
 /// A column of text as a value; `None` for NULL.
-fn parsed<T: FromStr>(row: &Row, column: usize) -> Result<Option<T>, PgError> {
+pub(super) fn parsed<T: FromStr>(row: &Row, column: usize) -> Result<Option<T>, PgError> {
     let Some(text) = get::<Option<&str>>(row, column)? else { return Ok(None) };
     text.parse().map(Some).map_err(|_| PgError::Protocol(format!("column {column} of the answer is \"{text}\"")))
 }

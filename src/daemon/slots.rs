@@ -1,0 +1,165 @@
+//! Keeps our replication slot on every member, so that a failover leaves no gap.
+//!
+//! A physical slot does not move with the primary: the next primary has only the slots that were made on it while it was a
+//! standby. pgvault makes its own on each member and lets it go on as WAL becomes durable here.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::clock::Clock;
+use crate::primary::sql::{MemberSlot, SqlSession};
+use crate::primary::{ConnectOptions, Host, HostName, PgError, SlotName};
+use crate::receiver::contact;
+use crate::wal_pipeline::WalStatus;
+
+pub mod branch;
+pub mod decide;
+
+use branch::Branch;
+use decide::{Act, Ours, Seen, SeenSlot, Why, decide};
+
+/// Cares for the slots of one cluster.
+#[derive(Debug)]
+pub struct SlotKeeper {
+    slot: SlotName,
+    clock: Arc<dyn Clock>,
+    /// Since when a member has been on a branch that we left.
+    left: HashMap<Host, Instant>,
+    /// What was last logged of a member, so that it is logged once.
+    said: HashMap<Host, String>,
+}
+
+impl SlotKeeper {
+    /// For a slot of this name.
+    pub(super) fn new(slot: SlotName, clock: Arc<dyn Clock>) -> Self {
+        Self { slot, clock, left: HashMap::new(), said: HashMap::new() }
+    }
+
+    /// Looks at the slot on one member and does what has to be done. Why that did not succeed, if it did not.
+    ///
+    /// Dropping the future at any point leaves a slot that is as it was, or as it should be.
+    pub(super) async fn tend(&mut self, member: &Member<'_>, wal: &WalStatus) -> Option<String> {
+        let ours = ours(wal)?;
+        let outcome = self.act(member, &ours, wal).await;
+        let (said, trouble) = match &outcome {
+            Ok(act) => (describe(*act), None),
+            Err(error) => (Some(error.to_string()), Some(error.to_string())),
+        };
+        match said {
+            Some(said) if self.said.get(member.host) != Some(&said) => {
+                if trouble.is_some() {
+                    tracing::warn!(host = %member.host, slot = %self.slot, error = said, "cannot keep the slot of a member");
+                } else {
+                    tracing::info!(host = %member.host, slot = %self.slot, "{said}");
+                }
+                self.said.insert(member.host.clone(), said);
+            }
+            Some(_) => {}
+            None => drop(self.said.remove(member.host)),
+        }
+        trouble
+    }
+
+    async fn act(&mut self, member: &Member<'_>, ours: &Ours, wal: &WalStatus) -> Result<Act, PgError> {
+        let (session, name) = (member.session, &self.slot);
+        let look = session.member_slot(name).await?;
+        let Some(end) = look.end else { return Ok(Act::Leave(Why::UpToDate)) };
+        let seen = Seen {
+            in_recovery: look.in_recovery,
+            end,
+            slot: look.slot.map(seen_slot),
+            is_source: wal.primary.as_ref().is_some_and(|source| is_host(member.host, source)),
+            left_for: self.left.get(member.host).map(|since| self.clock.instant() - *since).unwrap_or_default(),
+        };
+        let mut act = decide(ours, &seen, None);
+        if act == Act::AskBranch {
+            let met = contact(member.options).await?;
+            if Some(met.system_identifier) != wal.system_identifier {
+                return Err(PgError::Protocol(format!(
+                    "system identifier {} is another cluster's",
+                    met.system_identifier
+                )));
+            }
+            let branch = Branch { end: met.position.end, history: met.position.history };
+            act = decide(ours, &seen, Some(&branch));
+        }
+        let left = matches!(act, Act::Leave(Why::Left | Why::LeftLately) | Act::Drop);
+        if left {
+            let now = self.clock.instant();
+            self.left.entry(member.host.clone()).or_insert(now);
+        } else {
+            self.left.remove(member.host);
+        }
+        let may = match act {
+            Act::Leave(_) | Act::AskBranch => true,
+            Act::Create => made(session.create_physical_slot(name).await)?,
+            Act::Renew => session.drop_slot(name).await? && made(session.create_physical_slot(name).await)?,
+            Act::Advance(to) => session.advance_slot(name, to).await?.is_some(),
+            Act::Drop => session.drop_slot(name).await?,
+        };
+        if may { Ok(act) } else { Err(PgError::Protocol("the role lacks REPLICATION".to_owned())) }
+    }
+}
+
+/// A member that answers.
+#[derive(Clone, Copy, Debug)]
+pub struct Member<'a> {
+    /// Which.
+    pub(super) host: &'a Host,
+    /// How to connect to it alone.
+    pub(super) options: &'a ConnectOptions,
+    /// A session with it.
+    pub(super) session: &'a SqlSession,
+}
+
+/// What we hold; `None` before anything was received: then nothing is known of which WAL is needed.
+fn ours(wal: &WalStatus) -> Option<Ours> {
+    let branch = wal.followed.as_ref()?;
+    Some(Ours {
+        branch: Branch { history: branch.history.clone(), end: branch.durable },
+        segment_size: wal.segment_size?,
+        streaming: wal.streaming(),
+    })
+}
+
+fn seen_slot(slot: MemberSlot) -> SeenSlot {
+    SeenSlot {
+        physical: slot.physical,
+        active: slot.active,
+        lost: slot.restart_lsn.is_none() || slot.wal_status.as_deref() == Some("lost"),
+        restart: slot.restart_lsn,
+    }
+}
+
+/// Whether the slot is there now. That someone else, such as the receiver, was quicker is as good.
+fn made(result: Result<Option<wal::Lsn>, PgError>) -> Result<bool, PgError> {
+    match result {
+        Ok(position) => Ok(position.is_some()),
+        Err(error) if error.is_duplicate_slot() => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a server is the one of this name and port, as the board has it.
+fn is_host(host: &Host, (name, port): &(String, u16)) -> bool {
+    let same = match &host.name {
+        HostName::Tcp(host) => host == name,
+        HostName::Unix(directory) => *directory.to_string_lossy() == **name,
+    };
+    same && host.port == *port
+}
+
+/// What is worth a line in the log; advancing is the daily bread.
+fn describe(act: Act) -> Option<String> {
+    let text = match act {
+        Act::Create => "slot made, with WAL kept from now on",
+        Act::Renew => "slot was lost and is made anew",
+        Act::Drop => "slot dropped: the member is on a branch that was left",
+        Act::Leave(Why::LeftLately) => "the member is on a branch that was left: its slot goes unless it comes back",
+        Act::Leave(Why::OtherBranch) => "the member is on another branch: its slot is left alone",
+        Act::Leave(Why::NotOurs) => "a logical slot has our name: it is left alone",
+        Act::Leave(_) | Act::AskBranch | Act::Advance(_) => return None,
+    };
+    Some(text.to_owned())
+}

@@ -1,0 +1,99 @@
+//! The members of a cluster as its HA manager sees them.
+
+use wal::TimelineId;
+
+use crate::primary::{Host, HostName};
+
+/// What Patroni last said. The default, where nothing was asked, knows no member.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// Every member that told Patroni where it listens.
+    pub members: Vec<KnownMember>,
+    /// Patroni is paused: nobody is promoted by itself.
+    pub paused: bool,
+    /// Why nobody could be asked in the last round; what is known is older then.
+    pub error: Option<String>,
+}
+
+/// One member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownMember {
+    /// Its name in Patroni.
+    pub name: String,
+    /// Where its PostgreSQL listens.
+    pub host: Host,
+    /// What it is.
+    pub role: Role,
+    /// Its state in Patroni's words: `running`, `streaming`, `in archive recovery`, `stopped`, ….
+    pub state: String,
+    /// Its timeline.
+    pub timeline: Option<TimelineId>,
+}
+
+/// What a member is to Patroni.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It holds the leader key.
+    Leader,
+    /// It holds the leader key of a cluster that is itself a standby of another one: in recovery.
+    StandbyLeader,
+    /// Anything else.
+    Replica,
+}
+
+impl Topology {
+    /// The member that holds the leader key, of either kind.
+    pub fn leader(&self) -> Option<&KnownMember> {
+        self.members.iter().find(|member| member.role != Role::Replica)
+    }
+
+    /// Where the members are, the leader first.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        let leader = self.leader();
+        let others = self.members.iter().filter(move |member| Some(*member) != leader);
+        leader.into_iter().chain(others).map(|member| &member.host)
+    }
+
+    /// The member with this host and port.
+    pub fn member_at(&self, host: &str, port: u16) -> Option<&KnownMember> {
+        let same =
+            |member: &&KnownMember| member.host.port == port && member.host.name == HostName::Tcp(host.to_owned());
+        self.members.iter().find(same)
+    }
+}
+
+impl KnownMember {
+    /// The slot that Patroni makes for this member where it is a standby (`slot_name_from_member_name`): lower case, `-`
+    /// and `.` as `_`, everything else that cannot stand in a name by its number, 63 characters.
+    pub fn slot_name(&self) -> String {
+        let mut name = String::new();
+        for c in self.name.to_lowercase().chars() {
+            match c {
+                'a'..='z' | '0'..='9' | '_' => name.push(c),
+                '-' | '.' => name.push('_'),
+                _ => name.push_str(&format!("u{:04}", u32::from(c))),
+            }
+        }
+        name.chars().take(63).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_of_members_are_named_as_patroni_does() {
+        let named = |name: &str| {
+            let host = Host { name: HostName::Tcp("h".to_owned()), address: None, port: 1 };
+            let member =
+                KnownMember { name: name.to_owned(), host, role: Role::Replica, state: String::new(), timeline: None };
+            member.slot_name()
+        };
+        let cases = [("pg-1.example", "pg_1_example"), ("PGVault", "pgvault"), ("a b", "au0032b"), ("é", "u0233")];
+        for (member, slot) in cases {
+            assert_eq!(named(member), slot);
+        }
+        assert_eq!(named(&"x".repeat(80)).len(), 63);
+    }
+}

@@ -1,0 +1,142 @@
+//! Asks Patroni every other second, and tells when something has changed.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::net::lookup_host;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::address::PatroniUrl;
+use super::answer;
+use super::client::Client;
+use super::topology::Topology;
+use crate::primary::{Host, HostName};
+
+/// How often the API is asked. Patroni itself looks every `loop_wait`, ten seconds unless configured otherwise, but tells a
+/// change of the leader at once.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+/// How long the name of a host may take to be looked up.
+const NAME: Duration = Duration::from_secs(2);
+
+/// Asks until `stop`, and tells every change. A member that is one of `named`, the hosts of the conninfo, is called as it is
+/// there. Without URLs there is nothing to do but wait.
+pub async fn keep_asking(
+    urls: &[PatroniUrl],
+    named: &[Host],
+    tell: &watch::Sender<Topology>,
+    stop: &CancellationToken,
+) {
+    if urls.is_empty() {
+        stop.cancelled().await;
+    }
+    let mut asker = Asker::default();
+    while !stop.is_cancelled() {
+        let round = async {
+            let heard = asker.ask(urls, named).await;
+            tell.send_if_modified(|known| {
+                let now = match heard {
+                    Ok(topology) => topology,
+                    // What was known of the members stays: a hint does not become wrong by being old.
+                    Err(error) => Topology { error: Some(error), ..known.clone() },
+                };
+                let changed = *known != now;
+                if changed {
+                    let leader = now.leader().map(|leader| leader.name.as_str());
+                    tracing::debug!(leader, error = now.error.as_deref(), "patroni tells");
+                }
+                *known = now;
+                changed
+            });
+            sleep(ASK_EVERY).await;
+        };
+        tokio::select! {
+            () = round => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+/// Asks the API once: what a client command does.
+pub async fn ask_once(urls: &[PatroniUrl], named: &[Host]) -> Topology {
+    if urls.is_empty() {
+        return Topology::default();
+    }
+    Asker::default()
+        .ask(urls, named)
+        .await
+        .unwrap_or_else(|error| Topology { error: Some(error), ..Topology::default() })
+}
+
+/// Whom to ask first, and what is read from disk for that.
+#[derive(Debug, Default)]
+struct Asker {
+    /// Which URL answered last.
+    last: usize,
+    /// Made anew after a failure: certificates may have been renewed.
+    client: Option<Client>,
+}
+
+impl Asker {
+    /// The first answer, beginning with the URL that answered last; else what every one of them said.
+    async fn ask(&mut self, urls: &[PatroniUrl], named: &[Host]) -> Result<Topology, String> {
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => Client::new(urls).map_err(|error| error.to_string())?,
+        };
+        let mut failures = Vec::new();
+        for step in 0..urls.len() {
+            let index = (self.last + step) % urls.len();
+            let url = &urls[index];
+            let answer = match client.get(url, "/cluster").await {
+                Ok(body) => answer::read(&body).map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match answer {
+                Ok(mut topology) => {
+                    call_as_named(&mut topology, named).await;
+                    self.last = index;
+                    self.client = Some(client);
+                    return Ok(topology);
+                }
+                Err(error) => failures.push(format!("{url}: {error}")),
+            }
+        }
+        Err(failures.join("; "))
+    }
+}
+
+/// Calls each member as the conninfo does, where both names lead to the same place: it must not be taken for two servers.
+async fn call_as_named(topology: &mut Topology, named: &[Host]) {
+    let mut places = Vec::new();
+    for host in named {
+        places.push((host, addresses(host).await));
+    }
+    for member in &mut topology.members {
+        let known = places.iter().find(|(host, _)| host.name == member.host.name && host.port == member.host.port);
+        let known = match known {
+            Some(known) => Some(known),
+            None => {
+                let here = addresses(&member.host).await;
+                places.iter().find(|(_, there)| !here.is_disjoint(there))
+            }
+        };
+        if let Some((host, _)) = known {
+            member.host = (*host).clone();
+        }
+    }
+}
+
+async fn addresses(host: &Host) -> HashSet<SocketAddr> {
+    match (&host.name, host.address) {
+        (HostName::Tcp(_), Some(address)) => HashSet::from([SocketAddr::new(address, host.port)]),
+        (HostName::Tcp(name), None) => match timeout(NAME, lookup_host((name.as_str(), host.port))).await {
+            Ok(Ok(found)) => found.collect(),
+            // Nobody knows the name: it is nobody else's.
+            Ok(Err(_)) | Err(_) => HashSet::new(),
+        },
+        (HostName::Unix(_), _) => HashSet::new(),
+    }
+}

@@ -1,0 +1,119 @@
+//! Does every member keep the WAL that pgvault does not hold yet, and no more?
+
+use std::time::Duration;
+
+use tempfile::TempDir;
+use wal::Lsn;
+
+use crate::support::pg::{PgNode, test_dir};
+use crate::support::pgvault::Pgvault;
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+struct Setup {
+    primary: PgNode,
+    standbys: Vec<PgNode>,
+    pgvault: Pgvault,
+    // Last, so that it outlives the servers.
+    _dir: TempDir,
+}
+
+/// A primary with two standbys, and a pgvault that knows all three.
+fn setup(more: &str) -> Setup {
+    let dir = test_dir();
+    let mut primary = PgNode::init(dir.path(), "pg1", 17, &["--wal-segsize=1"], &[("max_slot_wal_keep_size", "512MB")]);
+    primary.start();
+    let standbys = ["pg2", "pg3"].map(|name| {
+        let mut standby = primary.make_standby(dir.path(), name);
+        standby.start();
+        standby
+    });
+    let pgvault = Pgvault::new(dir.path());
+    let ports: Vec<String> = std::iter::once(&primary).chain(&standbys).map(|node| node.port.to_string()).collect();
+    let conninfo = format!(
+        "host=127.0.0.1,127.0.0.1,127.0.0.1 port={} user=postgres target_session_attrs=primary",
+        ports.join(",")
+    );
+    pgvault.config(&format!("[cluster.main]\nconninfo = \"{conninfo}\"\nschedule = \"\"\nmax_rpo = \"500ms\"\n{more}"));
+    Setup { primary, standbys: standbys.into(), pgvault, _dir: dir }
+}
+
+impl Setup {
+    fn nodes(&self) -> impl Iterator<Item = &PgNode> {
+        std::iter::once(&self.primary).chain(&self.standbys)
+    }
+
+    /// Three segments of WAL, and something after them.
+    fn write(&self) -> Lsn {
+        for _ in 0..3 {
+            self.primary.sql("SELECT pg_logical_emit_message(false, 'fill', repeat('x', 100000)), pg_switch_wal()");
+        }
+        self.primary.sql("CHECKPOINT");
+        lsn(&self.primary.sql("SELECT pg_current_wal_flush_lsn()"))
+    }
+
+    fn flushed(&self) -> Lsn {
+        lsn(self.pgvault.json(&["status"]).1["clusters"][0]["wal"]["flushed_lsn"].as_str().unwrap())
+    }
+}
+
+fn lsn(text: &str) -> Lsn {
+    text.parse().unwrap_or_else(|_| panic!("{text:?} is no position"))
+}
+
+/// Where the slot of this name keeps WAL from.
+fn restart(node: &PgNode, slot: &str) -> Option<Lsn> {
+    let text = node.sql(&format!("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = '{slot}'"));
+    (!text.is_empty()).then(|| lsn(&text))
+}
+
+#[test]
+fn every_member_keeps_what_is_not_held_yet_and_lets_go_of_the_rest() {
+    let setup = setup("");
+    let daemon = setup.pgvault.serve();
+    setup.pgvault.wait_streaming();
+    let all_have = || setup.nodes().all(|node| restart(node, "pgvault").is_some());
+    setup.pgvault.wait("a slot on every member", LIMIT, all_have);
+
+    let target = setup.write();
+    let follows = |node: &PgNode| {
+        let before = restart(node, "pgvault").unwrap();
+        let held = setup.flushed();
+        assert!(before <= held, "{before} is beyond {held}, up to which WAL is durable here");
+        target.bytes_since(before) <= 1 << 20
+    };
+    setup.pgvault.wait("the slots of idle members move on", LIMIT, || setup.nodes().all(follows));
+
+    // One that vanished on a standby is made again; one that somebody else uses is left alone.
+    setup.standbys[0].sql("SELECT pg_drop_replication_slot('pgvault')");
+    setup.pgvault.wait("a slot on every member again", LIMIT, all_have);
+
+    // What pgvault does not hold stays on every member while it is away.
+    daemon.stop();
+    let held: Vec<Lsn> = setup.nodes().map(|node| restart(node, "pgvault").unwrap()).collect();
+    setup.write();
+    std::thread::sleep(Duration::from_secs(1));
+    let after: Vec<Lsn> = setup.nodes().map(|node| restart(node, "pgvault").unwrap()).collect();
+    assert_eq!(held, after);
+
+    let (_, shown) = setup.pgvault.json(&["slot", "show"]);
+    let slots = shown["slots"].as_array().unwrap();
+    assert_eq!(slots.len(), 3, "{shown}");
+    assert!(slots.iter().all(|slot| slot["exists"] == true && slot["wal_status"] == "reserved"), "{shown}");
+}
+
+#[test]
+fn the_slots_of_an_ha_manager_are_never_touched() {
+    let setup = setup("create_slot = false\n");
+    setup.primary.sql("SELECT pg_create_physical_replication_slot('pgvault', true)");
+    setup.standbys[0].sql("SELECT pg_create_physical_replication_slot('pgvault', true)");
+    let kept = restart(&setup.standbys[0], "pgvault");
+    let _daemon = setup.pgvault.serve();
+    setup.pgvault.wait_streaming();
+    let target = setup.write();
+    setup.pgvault.wait("the stream has it", LIMIT, || setup.flushed() >= target);
+    // Longer than a round of looking.
+    std::thread::sleep(Duration::from_secs(7));
+    assert_eq!(restart(&setup.standbys[0], "pgvault"), kept);
+    assert_eq!(restart(&setup.standbys[1], "pgvault"), None);
+}
