@@ -96,7 +96,7 @@ async fn describe(connection: &mut ReplicationConnection) -> Result<ServerFacts,
     let sizes = block_size.zip(segment_size).and_then(|(block, segment)| PageFacts::new(block, segment));
     Ok(ServerFacts {
         postgres_version: connection.server_version().number(),
-        from_standby: connection.in_recovery(),
+        from_standby: connection.in_recovery().await?,
         data_checksums,
         pages: sizes.filter(|_| data_checksums == Some(true)),
         settings,

@@ -145,7 +145,7 @@ fn streaming(view: &ClusterView) -> Finding {
             None => Finding::new(name, Failed, message).fix("pgvault status"),
         };
     }
-    if let Some(error) = &wal.archive_error {
+    if let Some(error) = wal.conflict.as_ref().or(wal.archive_error.as_ref()) {
         return of_error(name, Failed, error);
     }
     let lag = super::status::lag(wal, wal.shipped.max(wal.archived));

@@ -19,6 +19,7 @@ use crate::config::{ClusterConfig, Config};
 use crate::error::{Error, ErrorCode, Result};
 use crate::patroni::{self, Topology};
 use crate::primary::ConnectOptions;
+use crate::receiver::Witness;
 use crate::repository::{ClusterRepository, Repository};
 use crate::wal_pipeline::{StatusBoard, WalParts, WalSettings};
 
@@ -30,8 +31,6 @@ const KEEP_EVERY: Duration = Duration::from_secs(5);
 const LIST_EVERY: Duration = Duration::from_secs(300);
 /// How soon it is listed again after something went wrong or while a backup waits for its WAL.
 const LIST_SOON: Duration = Duration::from_secs(5);
-/// How many changes of the primary are remembered.
-const FAILOVERS_KEPT: usize = 50;
 
 /// One cluster. Shared by its tasks and by whoever asks.
 #[derive(Debug)]
@@ -64,7 +63,6 @@ struct Known {
     stored: Option<Arc<Stored>>,
     repository_error: Option<Error>,
     members: Vec<Member>,
-    failovers: Vec<Failover>,
     down_since: Option<DateTime<Utc>>,
 }
 
@@ -100,7 +98,13 @@ impl Cluster {
     /// Starts everything that this cluster does; it ends when `stop` is cancelled.
     pub fn start(self: &Arc<Self>, settings: WalSettings, tasks: &TaskTracker, stop: &CancellationToken) {
         let (of_cluster, repository) = watch::channel(None);
-        let parts = WalParts { settings, repository, clock: Arc::clone(&self.clock), board: self.board.clone() };
+        let parts = WalParts {
+            settings,
+            repository,
+            witness: Witness::silent(),
+            clock: Arc::clone(&self.clock),
+            board: self.board.clone(),
+        };
         let name = self.config.name.clone();
         tasks.spawn(pipeline_thread::keep_running(name, parts, stop.clone()));
         self.keep("patroni", tasks, stop, |cluster, stop| async move {
@@ -172,6 +176,7 @@ impl Cluster {
     /// Everything that is known now.
     pub fn view(&self) -> ClusterView {
         let wal = self.board.read(Clone::clone);
+        let failovers = wal.failovers.iter().map(Failover::from).collect();
         let backup: BackupActivity = self.backups.activity();
         let known = self.known();
         ClusterView {
@@ -191,7 +196,7 @@ impl Cluster {
             create_slot: self.config.create_slot,
             patroni: (!self.config.patroni_urls.is_empty()).then(|| self.topology.borrow().clone()),
             backup,
-            failovers: known.failovers.clone(),
+            failovers,
         }
     }
 
@@ -336,28 +341,11 @@ impl Cluster {
             let at = self.clock.now();
             if now.streaming() != before.streaming() {
                 self.known().down_since = (!now.streaming()).then_some(at);
-                // The slot and the primary are others now.
                 self.ask.notify_one();
             }
-            if let (Some(from), Some(to)) = (before.timeline, now.timeline)
-                && to > from
-            {
-                let host =
-                    |primary: &Option<(String, u16)>| primary.as_ref().map(|(host, port)| format!("{host}:{port}"));
-                let gap = now.gaps.len() > before.gaps.len();
-                let failover = Failover {
-                    at,
-                    from: host(&before.primary),
-                    to: host(&now.primary),
-                    lsn: before.received,
-                    timeline: to,
-                    gap,
-                };
-                let mut known = self.known();
-                known.failovers.push(failover);
-                let excess = known.failovers.len().saturating_sub(FAILOVERS_KEPT);
-                known.failovers.drain(..excess);
-                drop(known);
+            if now.failovers.last() != before.failovers.last() || now.timeline != before.timeline {
+                // The slot and the primary are others now.
+                self.ask.notify_one();
                 self.something_changed();
             }
             if now.gaps != before.gaps {

@@ -19,7 +19,7 @@ use crate::storage::{RequestResult, StorageMeter};
 /// Reasons that `pgvault_wal_archive_errors_total` counts.
 const ARCHIVE_ERRORS: [&str; 7] = ["denied", "transient", "full", "corrupt", "conflict", "damaged", "other"];
 /// Reasons that `pgvault_wal_reconnects_total` counts.
-const RECONNECTS: [&str; 7] = ["network", "timeline", "slot", "server_shutdown", "auth", "spool", "other"];
+const RECONNECTS: [&str; 8] = ["network", "timeline", "elsewhere", "slot", "server_shutdown", "auth", "spool", "other"];
 /// Operations of a store.
 const OPERATIONS: [&str; 7] = ["put", "get", "get_range", "head", "list", "list_folders", "delete"];
 
@@ -240,10 +240,10 @@ impl Metrics {
         let commit = wal.last_archived_commit.map(|commit| seconds(commit.time));
         self.gauge("pgvault_wal_last_commit_timestamp_seconds", &[cluster], commit.unwrap_or(0.0));
         self.gauge("pgvault_timeline", &[cluster], wal.timeline.map_or(0.0, |timeline| f64::from(timeline.get())));
-        let conflict = wal
-            .error
-            .as_ref()
-            .is_some_and(|error| matches!(error.code(), ErrorCode::TimelineConflict | ErrorCode::ForeignCluster));
+        let conflict = [&wal.error, &wal.conflict]
+            .into_iter()
+            .flatten()
+            .any(|error| matches!(error.code(), ErrorCode::TimelineConflict | ErrorCode::ForeignCluster));
         self.gauge("pgvault_timeline_conflict", &[cluster], flag(conflict));
         let counters = &wal.counters;
         self.counter("pgvault_wal_received_bytes_total", &[cluster], counters.received_bytes);

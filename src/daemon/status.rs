@@ -272,6 +272,9 @@ fn wal_verdict(
         let text = format!("WAL is not streaming ({}){why}", wal.state.as_str());
         if long { critical.push(text) } else { warning.push(text) }
     }
+    if let Some(conflict) = &wal.conflict {
+        critical.push(conflict.in_one_line());
+    }
     if let Some(reason) = &wal.slot_lost {
         critical.push(format!("slot: {reason}"));
     }

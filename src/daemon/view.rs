@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::patroni::Topology;
 use crate::primary::ServerVersion;
 use crate::primary::sql::{ReplicationRow, RoleRights, ServerSettings, SlotRow};
-use crate::wal_pipeline::WalStatus;
+use crate::wal_pipeline::{self, WalStatus};
 
 /// One cluster, now.
 #[derive(Clone, Debug)]
@@ -153,6 +153,20 @@ pub struct Failover {
     pub timeline: TimelineId,
     /// Whether WAL is missing at the switch.
     pub gap: bool,
+}
+
+impl From<&wal_pipeline::Failover> for Failover {
+    fn from(failover: &wal_pipeline::Failover) -> Self {
+        let text = |(host, port): &(String, u16)| format!("{host}:{port}");
+        Self {
+            at: failover.at,
+            from: failover.from.as_ref().map(text),
+            to: Some(text(&failover.to)),
+            lsn: failover.lsn,
+            timeline: failover.timeline,
+            gap: failover.gap,
+        }
+    }
 }
 
 impl ClusterView {

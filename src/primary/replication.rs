@@ -69,9 +69,13 @@ impl ReplicationConnection {
         self.server.warning.as_deref()
     }
 
-    /// Whether the server is in recovery (`in_hot_standby`, as the server last reported it).
-    pub fn in_recovery(&self) -> bool {
-        self.wire.reader.parameters.get("in_hot_standby").is_some_and(|value| value == "on")
+    /// Whether the server is in recovery: `in_hot_standby`, as the server last reported it (it does so with its answer to
+    /// a command), or as it says when asked, where a proxy swallows what servers report.
+    pub async fn in_recovery(&mut self) -> Result<bool, PgError> {
+        match self.wire.reader.parameters.get("in_hot_standby") {
+            Some(value) => Ok(value == "on"),
+            None => Ok(self.show("in_hot_standby").await? == "on"),
+        }
     }
 
     /// Asks who the server is (IDENTIFY_SYSTEM).

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// First pause.
 const FIRST: Duration = Duration::from_millis(100);
+/// First pause while another member may be ready at any moment, and the longest after a minute of it.
+const SHORT: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(3));
 /// Longest pause; attempts never end.
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -11,11 +13,12 @@ const LONGEST: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct Backoff {
     next: Duration,
+    short: Duration,
 }
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { next: FIRST }
+        Self { next: FIRST, short: SHORT.0 }
     }
 }
 
@@ -33,15 +36,36 @@ impl Backoff {
         self.pause(jitter)
     }
 
+    /// A short pause, for what another server can change at any moment: from 0.3 seconds, growing slowly to 3.
+    pub fn short(&mut self, jitter: f64) -> Duration {
+        let pause = self.short.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0);
+        self.short = self.short.mul_f64(1.05).min(SHORT.1);
+        pause
+    }
+
     /// It went well: begin with the shortest pause again.
     pub fn reset(&mut self) {
-        self.next = FIRST;
+        *self = Self::default();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failover_is_waited_for_in_short_steps_that_grow_slowly() {
+        let mut backoff = Backoff::default();
+        let pauses: Vec<Duration> = (0..60).map(|_| backoff.short(0.0)).collect();
+        assert_eq!(pauses[0], SHORT.0);
+        assert!(
+            pauses.iter().take_while(|&&pause| pause < Duration::from_secs(1)).sum::<Duration>()
+                > Duration::from_secs(12)
+        );
+        assert_eq!(pauses.last(), Some(&SHORT.1));
+        backoff.reset();
+        assert_eq!(backoff.short(1.0), SHORT.0 / 2);
+    }
 
     #[test]
     fn pauses_double_up_to_thirty_seconds_and_start_again_after_success() {

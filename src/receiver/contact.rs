@@ -5,7 +5,7 @@ use wal::{SegmentSize, SystemIdentifier, TimelineHistory, TimelineId};
 
 use super::cadence::Cadence;
 use super::start::ServerPosition;
-use crate::primary::{ConnectOptions, HostName, PgError, ReplicationConnection};
+use crate::primary::{ConnectOptions, HostName, IdentifySystem, PgError, ReplicationConnection};
 use crate::repository::ClusterIdentity;
 
 /// A server that answered.
@@ -19,6 +19,8 @@ pub(crate) struct Contact {
     pub(crate) system_identifier: SystemIdentifier,
     /// `server_version_num`
     pub(crate) version: u32,
+    /// Whether it is a standby.
+    pub(crate) in_recovery: bool,
     /// Size of its segments.
     pub(crate) segment_size: SegmentSize,
     /// Its timeline's ancestry and where its WAL ends.
@@ -32,7 +34,7 @@ pub(crate) struct Contact {
 /// Connects and asks.
 pub(crate) async fn contact(options: &ConnectOptions) -> Result<Contact, PgError> {
     let mut connection = ReplicationConnection::connect(options).await?;
-    let identity = connection.identify_system().await?;
+    let (identity, in_recovery) = who(&mut connection).await?;
     let segment_size = connection.wal_segment_size().await?;
     let cadence = Cadence::from_setting(&connection.show("wal_sender_timeout").await?);
     let (history, history_files) = histories(&mut connection, identity.timeline).await?;
@@ -45,12 +47,25 @@ pub(crate) async fn contact(options: &ConnectOptions) -> Result<Contact, PgError
         host: (name, host.port),
         system_identifier: identity.system_identifier,
         version: connection.server_version().number(),
+        in_recovery,
         segment_size,
         position: ServerPosition { history, end: identity.flush_lsn },
         history_files,
         cadence,
         connection,
     })
+}
+
+/// Who the server is, and whether it is a standby: both of the same moment, since a promotion may come between.
+async fn who(connection: &mut ReplicationConnection) -> Result<(IdentifySystem, bool), PgError> {
+    let before = connection.in_recovery().await?;
+    let identity = connection.identify_system().await?;
+    let after = connection.in_recovery().await?;
+    if before == after {
+        return Ok((identity, after));
+    }
+    // Recovery ends once.
+    Ok((connection.identify_system().await?, after))
 }
 
 /// The history of the server's timeline and the files of its ancestors. An ancestor's own file may be gone from the
@@ -77,6 +92,18 @@ async fn histories(
 }
 
 impl Contact {
+    /// Asks again over the same connection. The history is asked for only when the timeline is another one: it never changes.
+    pub(crate) async fn look_again(&mut self) -> Result<(), PgError> {
+        let (identity, in_recovery) = who(&mut self.connection).await?;
+        if identity.timeline != self.position.history.timeline() {
+            (self.position.history, self.history_files) = histories(&mut self.connection, identity.timeline).await?;
+        }
+        self.position.end = identity.flush_lsn;
+        self.system_identifier = identity.system_identifier;
+        self.in_recovery = in_recovery;
+        Ok(())
+    }
+
     /// What the repository wants to know before it opens a lineage.
     pub(crate) fn identity(&self) -> ClusterIdentity {
         ClusterIdentity {

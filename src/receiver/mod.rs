@@ -6,6 +6,7 @@
 mod backoff;
 mod cadence;
 mod contact;
+mod follow;
 mod group_commit;
 mod intake;
 mod refetch;
@@ -15,16 +16,21 @@ mod start;
 mod trouble;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wal::{Lsn, SegmentName, SegmentNumber, TimelineId, TimelinePath};
 
 pub use backoff::Backoff;
 pub(crate) use contact::{Contact, contact};
+pub(crate) use follow::meet;
+pub use follow::{Testimony, Witness};
 pub(crate) use refetch::refetch;
 pub use start::{BeyondFork, Conflict, Position, ServerPosition, Start};
 
 use self::cadence::Cadence;
+use self::follow::{Follower, Source, elsewhere};
 use self::intake::Intake;
 use self::session::{Session, SessionEnd};
 use self::trouble::{Pause, Trouble};
@@ -32,11 +38,15 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorCode};
 use crate::fault_point;
 use crate::primary::{ConnectOptions, WalStream};
-use crate::spool::{Held, HeldPrefix, KeptHistory, Spool, SpoolError};
-use crate::wal_pipeline::{FollowedBranch, GapRecord, GapStore, StatusBoard, WalSettings, WalState};
+use crate::spool::{Held, HeldPrefix, Spool, SpoolError};
+use crate::wal_pipeline::{Failover, FollowedBranch, GapRecord, GapStore, StatusBoard, WalSettings, WalState};
 
 /// How often the same WAL may be missing on the server, though its slot claims to keep it, before we go on without it.
 const PATIENCE_WITH_MISSING_WAL: u32 = 3;
+/// How many changes of the timeline are remembered.
+const FAILOVERS_KEPT: usize = 50;
+/// How soon the same trouble is logged again.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 
 /// The receiver of one cluster.
 #[derive(Debug)]
@@ -52,6 +62,16 @@ pub(crate) struct Receiver {
     pub(crate) removed: Option<Removed>,
     /// A write or fsync failed: the spool is verified before anything else is taken in.
     pub(crate) suspect: bool,
+    /// Who else may say which member leads.
+    pub(crate) witness: Witness,
+    /// The member that we streamed from when another took writes beside it.
+    pub(crate) loyal_to: Option<usize>,
+    /// Since when no member could be streamed from.
+    pub(crate) without_since: Option<Instant>,
+    /// The newest timeline that was streamed, or held when we began.
+    pub(crate) followed: Option<TimelineId>,
+    /// The trouble that was logged last, and when: it is not said again with every attempt.
+    pub(crate) told: Option<(String, Instant)>,
 }
 
 /// A stream that is about to begin.
@@ -61,6 +81,15 @@ struct Ready {
     timeline: TimelineId,
     start: Lsn,
     cadence: Cadence,
+    source: Source,
+}
+
+/// How an attempt ended when nothing went wrong.
+enum Ended {
+    /// The stream did.
+    Session(SessionEnd),
+    /// Another member is to be streamed from.
+    Elsewhere,
 }
 
 /// WAL that was asked for in vain.
@@ -75,16 +104,24 @@ impl Receiver {
     /// Streams until `stop` is cancelled.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
+        let options = ConnectOptions::new(self.settings.conninfo.clone(), self.settings.application_name.clone());
+        let mut follower = Follower::new(options, self.witness.clone());
         while !stop.is_cancelled() {
-            let pause = match self.attempt(&stop).await {
-                Ok(SessionEnd::Asked) => break,
-                Ok(SessionEnd::Timeline { next, switch_point }) => {
+            let pause = match self.attempt(&mut follower, &stop).await {
+                Ok(Ended::Session(SessionEnd::Asked)) => break,
+                Ok(Ended::Session(SessionEnd::Timeline { next, switch_point })) => {
                     tracing::info!(%next, %switch_point, "timeline ended");
                     self.count_reconnect("timeline");
                     backoff.reset();
                     continue;
                 }
-                Ok(SessionEnd::ServerShutdown) => {
+                Ok(Ended::Elsewhere) => {
+                    self.count_reconnect("elsewhere");
+                    self.board.update(|status| status.state = WalState::Connecting);
+                    backoff.reset();
+                    continue;
+                }
+                Ok(Ended::Session(SessionEnd::ServerShutdown)) => {
                     self.count_reconnect("server_shutdown");
                     self.board.update(|status| status.state = WalState::Connecting);
                     backoff.reset();
@@ -96,72 +133,133 @@ impl Receiver {
                     if was_streaming {
                         backoff.reset();
                     }
-                    match trouble.pause() {
+                    match trouble.pause(follower.count() > 1) {
                         Pause::Growing => backoff.pause(rand::random()),
                         Pause::Longest => backoff.longest(rand::random()),
-                        Pause::ForRoom => std::time::Duration::from_millis(500),
+                        Pause::ForTheNext => backoff.short(rand::random()),
+                        Pause::ForRoom => Duration::from_millis(500),
                     }
                 }
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
+                () = follower.witness_changed() => {}
                 () = stop.cancelled() => break,
             }
         }
         self.board.update(|status| status.state = WalState::Stopped);
     }
 
-    /// One connection: connect, compare, decide, stream.
-    async fn attempt(&mut self, stop: &CancellationToken) -> Result<SessionEnd, Trouble> {
+    /// One connection: choose, connect, compare, decide, stream.
+    async fn attempt(&mut self, follower: &mut Follower, stop: &CancellationToken) -> Result<Ended, Trouble> {
         self.wait_for_room()?;
         self.verify_suspect()?;
         let ready = tokio::select! {
-            ready = self.prepare() => ready?,
-            () = stop.cancelled() => return Ok(SessionEnd::Asked),
+            ready = self.prepare(follower) => ready?,
+            () = stop.cancelled() => return Ok(Ended::Session(SessionEnd::Asked)),
         };
-        let Ready { stream, intake, timeline, start, cadence } = ready;
-        tracing::info!(cluster = %self.settings.cluster, %timeline, %start, "streaming");
+        let Ready { stream, intake, timeline, start, cadence, source } = ready;
+        tracing::info!(cluster = %self.settings.cluster, %timeline, %start, host = follower.host(source.member), "streaming");
+        let leave = stop.child_token();
         let session = Session {
             settings: &self.settings,
             spool: &self.spool,
             clock: self.clock.as_ref(),
             board: &self.board,
             cadence,
-            stop,
+            stop: &leave,
             held_before: intake.durable(),
+            standby: source.standby,
         };
-        let ended = session.run(stream, intake).await;
+        let mut loyal = false;
+        let ended = {
+            let streaming = session.run(stream, intake);
+            tokio::pin!(streaming);
+            tokio::select! {
+                ended = &mut streaming => ended,
+                () = elsewhere(self, follower, source, &mut loyal) => {
+                    // Cleanly, as at a stop: what was received is made durable and told.
+                    leave.cancel();
+                    streaming.await
+                }
+            }
+        };
+        self.loyal_to = loyal.then_some(source.member);
         self.after_session(timeline, start, &ended)?;
-        ended
+        match ended? {
+            SessionEnd::Asked if !stop.is_cancelled() => Ok(Ended::Elsewhere),
+            ended => Ok(Ended::Session(ended)),
+        }
     }
 
     /// Everything before the first byte. May be dropped at any time: nothing is acknowledged before it is done.
-    async fn prepare(&mut self) -> Result<Ready, Trouble> {
-        let options = ConnectOptions::new(self.settings.conninfo.clone(), self.settings.application_name.clone());
-        let met = contact(&options).await?;
+    async fn prepare(&mut self, follower: &mut Follower) -> Result<Ready, Trouble> {
+        let source = self.find_source(follower).await?;
+        let met = contact(&follower.options_for(source.member)).await?;
+        let source = Source { standby: met.in_recovery, ..source };
         self.check_identity(&met)?;
-        self.keep_histories(&met)?;
-        let Contact { mut connection, position: server, cadence, host, version, .. } = met;
+        self.compare_histories(&met)?;
+        let Contact { mut connection, position: server, cadence, host, version, history_files, .. } = met;
         let slot = self.settings.slot.clone();
         let kept_from = match &slot {
             Some(name) => slot::ensure(&mut connection, name, self.settings.create_slot).await?,
             None => None,
         };
-        let (timeline, start) = self.decide(&server, kept_from)?;
+        let gaps = self.board.read(|status| status.gaps.len());
+        let (timeline, start) = self.decide(&server, kept_from).map_err(|trouble| match trouble {
+            Trouble::Held { server_end, held } if source.standby => Trouble::Behind { server_end, held },
+            other => other,
+        })?;
+        for (timeline, bytes) in &history_files {
+            self.spool.keep_history(*timeline, bytes)?;
+        }
         self.leave_all_but(SegmentName::containing(timeline, start, self.spool.segment_size()))?;
-        self.board.update(|status| {
-            status.primary = Some(host);
-            status.postgres_version = Some(version);
-            status.slot = slot.as_ref().map(ToString::to_string);
-            status.slot_lost = None;
-        });
+        let gap = self.board.read(|status| status.gaps.len()) > gaps;
+        self.note_source(source, &host, version, timeline, &server, gap);
         let prefix = self.prefix_of(&server, timeline, start)?;
         let intake = Intake::open(self.spool.clone(), timeline, start, prefix).await?;
         let history = self.spool.history(timeline)?;
         let durable = intake.durable();
         self.board.update(|status| status.followed = Some(FollowedBranch { history, durable }));
         let stream = connection.start_replication(slot.as_ref(), start, timeline).await?;
-        Ok(Ready { stream, intake, timeline, start, cadence })
+        self.without_since = None;
+        Ok(Ready { stream, intake, timeline, start, cadence, source })
+    }
+
+    /// Tells whom we stream from, and that a new timeline is followed.
+    fn note_source(
+        &mut self,
+        source: Source,
+        host: &(String, u16),
+        version: u32,
+        timeline: TimelineId,
+        server: &ServerPosition,
+        gap: bool,
+    ) {
+        let before = self.followed.or_else(|| self.held().map(|held| held.timeline));
+        let at = self.clock.now();
+        self.board.update(|status| {
+            if let Some(left) = before.filter(|&before| before < timeline) {
+                let lsn = server.history.switch_point_of(left);
+                status.failovers.push(Failover {
+                    at,
+                    from: status.source.clone(),
+                    to: host.clone(),
+                    lsn,
+                    timeline,
+                    gap,
+                });
+                let excess = status.failovers.len().saturating_sub(FAILOVERS_KEPT);
+                status.failovers.drain(..excess);
+                status.counters.timeline_switches += 1;
+            }
+            status.source = Some(host.clone());
+            status.primary = (!source.standby).then(|| host.clone());
+            status.postgres_version = Some(version);
+            status.slot = self.settings.slot.as_ref().map(ToString::to_string);
+            status.slot_lost = None;
+        });
+        self.followed = before.max(Some(timeline));
     }
 
     /// A spool that is full must have room again before a connection is worth its while.
@@ -215,10 +313,11 @@ impl Receiver {
         Ok(())
     }
 
-    /// Every history file that the server tells must be the one we know; new ones are kept before any of their WAL.
-    fn keep_histories(&self, met: &Contact) -> Result<(), Trouble> {
+    /// Every history file that the server tells must be the one we know. A new one is kept only when the server is followed:
+    /// another server's would stand in the way of the right one.
+    fn compare_histories(&self, met: &Contact) -> Result<(), Trouble> {
         for (timeline, bytes) in &met.history_files {
-            if let KeptHistory::Other(kept) = self.spool.keep_history(*timeline, bytes)? {
+            if let Some(kept) = self.spool.history_bytes(*timeline)?.filter(|kept| kept != bytes) {
                 let line = |bytes: &[u8]| {
                     let text = String::from_utf8_lossy(bytes);
                     text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ")
@@ -373,7 +472,6 @@ impl Receiver {
                     self.spool.leave(name)?;
                 }
                 fault_point!("receiver.timeline_left");
-                self.board.update(|status| status.counters.timeline_switches += 1);
             }
             Err(Trouble::Postgres(error)) if error.is_wal_removed() => {
                 let times = self.removed.filter(|r| (r.timeline, r.start) == (timeline, start)).map_or(0, |r| r.times);
@@ -389,15 +487,22 @@ impl Receiver {
         Ok(())
     }
 
-    fn note(&self, trouble: &Trouble) {
+    fn note(&mut self, trouble: &Trouble) {
         let error = trouble.explain(self.settings.cluster.as_str());
-        tracing::warn!(cluster = %self.settings.cluster, reason = trouble.reason(), error = %trouble, "not streaming");
-        let lost = matches!(trouble, Trouble::SlotLost(_)).then(|| trouble.to_string());
+        let text = trouble.to_string();
+        if self.told.as_ref().is_none_or(|(told, at)| *told != text || at.elapsed() > TELL_AGAIN) {
+            tracing::warn!(cluster = %self.settings.cluster, reason = trouble.reason(), error = %text, "not streaming");
+            self.told = Some((text.clone(), Instant::now()));
+        }
+        let lost = matches!(trouble, Trouble::SlotLost(_)).then_some(text);
+        let was_connected = !matches!(trouble, Trouble::NoSource(_));
         self.board.update(|status| {
+            if was_connected || status.streaming() {
+                *status.counters.reconnects.entry(trouble.reason()).or_default() += 1;
+            }
             status.state = trouble.state();
             status.error = Some(error);
             status.slot_lost = lost;
-            *status.counters.reconnects.entry(trouble.reason()).or_default() += 1;
         });
     }
 

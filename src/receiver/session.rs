@@ -51,6 +51,8 @@ pub(super) struct Session<'a> {
     pub(super) stop: &'a CancellationToken,
     /// Where what we held before the session ends; a server that has less has lost it.
     pub(super) held_before: Lsn,
+    /// A standby may still get what we hold.
+    pub(super) standby: bool,
 }
 
 impl Session<'_> {
@@ -234,10 +236,10 @@ impl Session<'_> {
     fn heard(&self, intake: &Intake, server_end: Lsn, time: PgTime) {
         let now = PgTime::from(self.clock.now());
         let before = self.board.read(|status| status.state);
-        let state = if server_end < self.held_before {
+        let state = if server_end < self.held_before && !self.standby {
             WalState::Held
         } else if intake.position() < self.held_before {
-            // What we hold is being compared; it is not known yet whether the server's WAL continues it.
+            // What we hold is being compared, or waited for: it is not known yet whether the server's WAL continues it.
             before
         } else {
             WalState::Streaming

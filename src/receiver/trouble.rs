@@ -17,6 +17,9 @@ pub(super) enum Trouble {
     /// The conversation with the server failed.
     #[error(transparent)]
     Postgres(#[from] PgError),
+    /// No member is there to stream from.
+    #[error(transparent)]
+    NoSource(PgError),
     /// The spool cannot take WAL.
     #[error(transparent)]
     Spool(#[from] SpoolError),
@@ -39,6 +42,14 @@ pub(super) enum Trouble {
     /// The server's WAL ends before what we need next.
     #[error("the server's WAL ends at {server_end}, we hold {held}")]
     Held {
+        /// Where it ends.
+        server_end: Lsn,
+        /// Where ours ends.
+        held: Lsn,
+    },
+    /// There is no primary, and the standby's WAL ends before what we need next: it may still get it.
+    #[error("the standby's WAL ends at {server_end}, we hold {held}")]
+    Behind {
         /// Where it ends.
         server_end: Lsn,
         /// Where ours ends.
@@ -73,13 +84,17 @@ pub(super) enum Pause {
     Longest,
     /// Until the archiver has made room: a short look each time.
     ForRoom,
+    /// Until another member can be streamed from: soon, since that is what a failover waits for.
+    ForTheNext,
 }
 
 impl Trouble {
     /// What to show meanwhile.
     pub(super) fn state(&self) -> WalState {
         match self {
-            Self::Postgres(_) | Self::Silent(_) | Self::Own(_) => WalState::Connecting,
+            Self::Postgres(_) | Self::NoSource(_) | Self::Silent(_) | Self::Own(_) | Self::Behind { .. } => {
+                WalState::Connecting
+            }
             Self::Spool(error) if error.is_no_space() => WalState::Stalled,
             Self::Spool(_) => WalState::Connecting,
             Self::Diverged { .. } => WalState::Diverged,
@@ -89,9 +104,20 @@ impl Trouble {
         }
     }
 
-    /// When to try again.
-    pub(super) fn pause(&self) -> Pause {
+    /// When to try again. Where there are several members, another one may be ready at any moment.
+    pub(super) fn pause(&self, several: bool) -> Pause {
         match self {
+            Self::NoSource(_) | Self::Behind { .. } => Pause::ForTheNext,
+            Self::Postgres(_)
+            | Self::Silent(_)
+            | Self::Held { .. }
+            | Self::SlotLost(_)
+            | Self::Refused(_)
+            | Self::Conflict(_)
+                if several =>
+            {
+                Pause::ForTheNext
+            }
             Self::Postgres(error) if error.is_transient() || error.is_wal_removed() => Pause::Growing,
             Self::Spool(error) if error.is_no_space() => Pause::ForRoom,
             Self::Silent(_) | Self::Spool(_) | Self::Held { .. } | Self::SlotLost(_) => Pause::Growing,
@@ -107,11 +133,11 @@ impl Trouble {
             Self::Postgres(PgError::Auth { .. } | PgError::Refused(_) | PgError::Tls { .. }) => "auth",
             Self::Postgres(error) if error.is_wal_removed() || error.is_slot_in_use() => "slot",
             Self::Postgres(error) if error.is_transient() => "network",
-            Self::Silent(_) => "network",
+            Self::NoSource(_) | Self::Silent(_) => "network",
             Self::SlotLost(_) => "slot",
             Self::Spool(_) => "spool",
             Self::Conflict(_) | Self::Diverged { .. } => "timeline",
-            Self::Postgres(_) | Self::Refused(_) | Self::Held { .. } | Self::Own(_) => "other",
+            Self::Postgres(_) | Self::Refused(_) | Self::Held { .. } | Self::Behind { .. } | Self::Own(_) => "other",
         }
     }
 
@@ -119,7 +145,13 @@ impl Trouble {
     pub(super) fn explain(&self, cluster: &str) -> Error {
         let doing = format!("cannot stream WAL of \"{cluster}\"");
         match self {
-            Self::Postgres(error) => error.explain(doing),
+            Self::Postgres(error) | Self::NoSource(error) => error.explain(doing),
+            Self::Behind { server_end, held } => Error::new(ErrorCode::NoPrimary, doing)
+                .because("no primary can be reached")
+                .because(format!(
+                    "the standby's WAL ends at {server_end}; ours reaches to {held}: nothing is missing here"
+                ))
+                .help("promote a standby, or bring the primary back: pgvault follows by itself"),
             Self::Spool(error) => {
                 let code = if error.is_no_space() { ErrorCode::Spool } else { ErrorCode::Unclassified };
                 let code = if matches!(error, SpoolError::InUse { .. }) { ErrorCode::AnotherWriter } else { code };

@@ -13,4 +13,4 @@ pub use ledger::{GapRecord, Ledger};
 pub use new_lineage::{NewLineage, new_lineage};
 pub use parts::{WalParts, WalSettings};
 pub use pipeline::WalPipeline;
-pub use status::{Fact, FollowedBranch, SpoolLevel, StatusBoard, WalCounters, WalState, WalStatus};
+pub use status::{Fact, Failover, FollowedBranch, SpoolLevel, StatusBoard, WalCounters, WalState, WalStatus};

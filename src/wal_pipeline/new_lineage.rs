@@ -30,9 +30,9 @@ pub enum NewLineage {
 /// When the server or the repository cannot be reached; nothing has changed then.
 pub async fn new_lineage(parts: &WalParts, repository: &ClusterRepository) -> Result<NewLineage> {
     let WalSettings { cluster, conninfo, application_name, spool_dir, .. } = &parts.settings;
-    let doing = || format!("cannot begin a new lineage of \"{cluster}\"");
+    let doing = format!("cannot begin a new lineage of \"{cluster}\"");
     let options = ConnectOptions::new(conninfo.clone(), application_name.clone());
-    let met = receiver::contact(&options).await.map_err(|error| error.explain(doing()))?;
+    let met = receiver::meet(&options, parts.witness.clone(), &doing).await?;
     let identity = met.identity();
     drop(met);
     let now = PgTime::from(parts.clock.now());

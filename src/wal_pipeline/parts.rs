@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::StatusBoard;
 use crate::clock::Clock;
 use crate::primary::{Conninfo, SlotName};
+use crate::receiver::Witness;
 use crate::repository::{ClusterName, ClusterRepository};
 
 /// What the configuration says about one cluster's WAL.
@@ -49,6 +50,8 @@ pub struct WalParts {
     pub settings: WalSettings,
     /// Where WAL is stored; `None` while the repository could not be opened yet: WAL is received into the spool meanwhile.
     pub repository: watch::Receiver<Option<ClusterRepository>>,
+    /// Who else may say which member leads, such as Patroni.
+    pub witness: Witness,
     /// Where the time comes from.
     pub clock: Arc<dyn Clock>,
     /// Where the pipeline tells what it does.
@@ -60,6 +63,6 @@ impl WalParts {
     pub fn with_repository(settings: WalSettings, repository: ClusterRepository, clock: Arc<dyn Clock>) -> Self {
         // A watch keeps its last value after its sender is gone.
         let (_, repository) = watch::channel(Some(repository));
-        Self { settings, repository, clock, board: StatusBoard::new() }
+        Self { settings, repository, witness: Witness::silent(), clock, board: StatusBoard::new() }
     }
 }

@@ -52,6 +52,11 @@ impl WalPipeline {
             stored: ends.newest,
             removed: None,
             suspect: false,
+            witness: parts.witness.clone(),
+            loyal_to: None,
+            without_since: None,
+            followed: None,
+            told: None,
         };
         let abort = CancellationToken::new();
         // Dropped with this future: the thread then ends at its next step, without any farewell.
@@ -188,9 +193,8 @@ async fn first_contact(parts: &WalParts, repository: &ClusterRepository) -> Resu
     let settings = &parts.settings;
     parts.board.update(|status| status.state = WalState::Connecting);
     let options = ConnectOptions::new(settings.conninfo.clone(), settings.application_name.clone());
-    let met = receiver::contact(&options)
-        .await
-        .map_err(|error| error.explain(format!("cannot stream WAL of \"{}\"", settings.cluster)))?;
+    let doing = format!("cannot stream WAL of \"{}\"", settings.cluster);
+    let met = receiver::meet(&options, parts.witness.clone(), &doing).await?;
     Ok(repository.lineage_for(&met.identity(), false, PgTime::from(parts.clock.now())).await?)
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use recovery::LineageId;
 use tokio::sync::watch;
 use wal::{Lsn, PgTime, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId};
@@ -86,6 +87,23 @@ pub struct FollowedBranch {
     pub durable: Lsn,
 }
 
+/// A timeline switch that was followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failover {
+    /// When.
+    pub at: DateTime<Utc>,
+    /// Host and port that were streamed from before.
+    pub from: Option<(String, u16)>,
+    /// Host and port that are streamed from now.
+    pub to: (String, u16),
+    /// Where the timeline before was left.
+    pub lsn: Option<Lsn>,
+    /// The new timeline.
+    pub timeline: TimelineId,
+    /// Whether WAL is missing at the switch.
+    pub gap: bool,
+}
+
 /// Everything that only grows. Counts since this process started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WalCounters {
@@ -99,7 +117,7 @@ pub struct WalCounters {
     pub archived_stored_bytes: u64,
     /// Failed attempts to store, by reason: `denied`, `transient`, `full`, `corrupt`, `conflict`, `damaged`, `other`.
     pub archive_errors: BTreeMap<&'static str, u64>,
-    /// Ends of a connection, by reason: `network`, `timeline`, `slot`, `server_shutdown`, `auth`, `spool`, `other`.
+    /// Ends of a connection, by reason: `network`, `timeline`, `elsewhere`, `slot`, `server_shutdown`, `auth`, `spool`, `other`.
     pub reconnects: BTreeMap<&'static str, u64>,
     /// Timeline switches that were followed.
     pub timeline_switches: u64,
@@ -125,8 +143,14 @@ pub struct WalStatus {
     pub segment_size: Option<SegmentSize>,
     /// The timeline that is received.
     pub timeline: Option<TimelineId>,
-    /// Host and port of the server that we are, or were last, connected to.
+    /// Host and port of the server that we stream from, or streamed from last.
+    pub source: Option<(String, u16)>,
+    /// The same when that was a primary when the stream began; `None` when it was a standby.
     pub primary: Option<(String, u16)>,
+    /// Another server claims to be the cluster as well: two take writes, or a member belongs to another cluster.
+    pub conflict: Option<Error>,
+    /// Timeline switches that were followed since this process started, the last ones.
+    pub failovers: Vec<Failover>,
     /// The replication slot in use; `None` when streaming without one.
     pub slot: Option<String>,
     /// Why the slot is unusable, when it is: gone or lost.

@@ -18,7 +18,7 @@ async fn tcp_and_unix_sockets_both_lead_to_the_server() {
             let mut connection = try_connect(&conninfo).await.unwrap();
             assert_eq!(connection.server_version().major(), major);
             assert_eq!(connection.version_warning(), None);
-            assert!(!connection.in_recovery());
+            assert!(!connection.in_recovery().await.unwrap());
             assert_eq!(connection.show("max_wal_senders").await.unwrap(), "10");
             assert_eq!(connection.show("application_name").await.unwrap(), "pgvault_test");
         }
@@ -59,9 +59,9 @@ async fn the_first_host_that_suits_is_taken() {
     ];
     for (ports, words, expected) in cases {
         let conninfo = to(&ports, words);
-        let connection = try_connect(&conninfo).await.unwrap_or_else(|error| panic!("{conninfo}: {error}"));
+        let mut connection = try_connect(&conninfo).await.unwrap_or_else(|error| panic!("{conninfo}: {error}"));
         assert_eq!(connection.host().port, expected, "{conninfo}");
-        assert_eq!(connection.in_recovery(), expected == s);
+        assert_eq!(connection.in_recovery().await.unwrap(), expected == s);
         assert_eq!(sql(&conninfo).await.unwrap().host().port, expected, "{conninfo}");
     }
     // One host by its number, whatever its role.

@@ -43,7 +43,7 @@ async fn a_promotion_ends_the_timeline_and_names_the_next() {
         let mut standby = primary.make_standby(dir.path(), "s");
         standby.start();
         let mut connection = connect(&standby).await;
-        assert!(connection.in_recovery());
+        assert!(connection.in_recovery().await.unwrap());
         let start = segment_start(connection.identify_system().await.unwrap().flush_lsn);
         let mut stream = connection.start_replication(None, start, TimelineId::FIRST).await.unwrap();
         primary.sql("CREATE TABLE t AS SELECT generate_series(1, 1000)");

@@ -1,0 +1,388 @@
+use proptest::prelude::*;
+use wal::{Lsn, SegmentNumber, TimelineId};
+
+use super::*;
+use crate::primary::TargetSessionAttrs::{Any, PreferStandby, Primary, ReadWrite, Standby};
+
+const SIZE: SegmentSize = SegmentSize::DEFAULT;
+const SEG: u64 = 16 << 20;
+const US: SystemIdentifier = SystemIdentifier::new(7);
+
+fn tli(number: u32) -> TimelineId {
+    TimelineId::new(number).unwrap()
+}
+
+fn history(timeline: u32, entries: &[(u32, u64)]) -> TimelineHistory {
+    let text: String = entries.iter().map(|&(parent, at)| format!("{parent}\t{}\tbecause\n", Lsn::new(at))).collect();
+    TimelineHistory::parse(tli(timeline), text.as_bytes()).unwrap()
+}
+
+fn ours(timeline: u32, entries: &[(u32, u64)], end: u64) -> Ours {
+    let end = Lsn::new(end);
+    let segment_start = SegmentNumber::containing(end, SIZE).start(SIZE);
+    Ours {
+        system_identifier: Some(US),
+        held: Some(Position { timeline: tli(timeline), end, segment_start }),
+        history: history(timeline, entries),
+        segment_size: SIZE,
+    }
+}
+
+fn seen(in_recovery: bool, timeline: u32, entries: &[(u32, u64)], end: u64) -> Option<Seen> {
+    let position = ServerPosition { history: history(timeline, entries), end: Lsn::new(end) };
+    Some(Seen { system_identifier: US, in_recovery, position })
+}
+
+fn writes(timeline: u32, entries: &[(u32, u64)], end: u64) -> Option<Seen> {
+    seen(false, timeline, entries, end)
+}
+
+fn follows(timeline: u32, entries: &[(u32, u64)], end: u64) -> Option<Seen> {
+    seen(true, timeline, entries, end)
+}
+
+fn decide(members: &[Option<Seen>], ours: &Ours, leaning: Leaning, wanted: TargetSessionAttrs) -> Decision {
+    let members: Vec<Option<&Seen>> = members.iter().map(Option::as_ref).collect();
+    choose(&members, ours, leaning, wanted)
+}
+
+const PATIENT: Leaning = Leaning { loyal_to: None, leader: None, standby_will_do: true };
+
+fn loyal_to(member: usize) -> Leaning {
+    Leaning { loyal_to: Some(member), ..PATIENT }
+}
+
+fn led_by(member: usize) -> Leaning {
+    Leaning { leader: Some(member), ..PATIENT }
+}
+
+#[test]
+fn who_is_streamed_from_and_who_is_a_rival() {
+    use Choice::{Nobody, Primary as From, Refused, Standby as FromStandby};
+    let on_1 = ours(1, &[], 5 * SEG + 100);
+    let on_2 = ours(2, &[(1, 5 * SEG)], 6 * SEG + 100);
+    let now = 9 * SEG;
+    let root: &[(u32, u64)] = &[];
+    let two: &[(u32, u64)] = &[(1, 5 * SEG)];
+    let cases: Vec<(&str, Vec<Option<Seen>>, &Ours, Leaning, Choice, Vec<usize>)> = vec![
+        (
+            "the primary among standbys",
+            vec![follows(1, root, now), writes(1, root, now)],
+            &on_1,
+            PATIENT,
+            From(1),
+            vec![],
+        ),
+        ("a silent member", vec![None, writes(1, root, now)], &on_1, PATIENT, From(1), vec![]),
+        ("all silent", vec![None, None], &on_1, PATIENT, Nobody, vec![]),
+        ("a new primary", vec![None, writes(2, two, now)], &on_1, PATIENT, From(1), vec![]),
+        ("behind what we hold", vec![None, writes(2, &[(1, 4 * SEG)], 4 * SEG + 9)], &on_1, PATIENT, From(1), vec![]),
+        ("numbers are skipped", vec![None, writes(3, two, now)], &on_1, PATIENT, From(1), vec![]),
+        (
+            "two promotions later",
+            vec![None, writes(0x11, &[(1, 5 * SEG), (9, 7 * SEG)], now)],
+            &on_1,
+            PATIENT,
+            From(1),
+            vec![],
+        ),
+        ("a former primary is back", vec![writes(1, root, now), writes(2, two, now)], &on_2, PATIENT, From(1), vec![0]),
+        ("the former primary alone", vec![writes(1, root, now), None], &on_2, PATIENT, Refused(0), vec![0]),
+        (
+            "the former primary, and a standby",
+            vec![writes(1, root, now), follows(2, two, now)],
+            &on_2,
+            PATIENT,
+            FromStandby(1),
+            vec![0],
+        ),
+        (
+            "a former primary as standby",
+            vec![follows(1, root, now), writes(2, two, now)],
+            &on_2,
+            PATIENT,
+            From(1),
+            vec![],
+        ),
+        ("two, while we choose", vec![writes(1, root, now), writes(2, two, now)], &on_1, PATIENT, From(1), vec![0]),
+        ("a second beside ours", vec![writes(1, root, now), writes(2, two, now)], &on_1, loyal_to(0), From(0), vec![1]),
+        ("ours is gone", vec![None, writes(2, two, now)], &on_1, loyal_to(0), From(1), vec![]),
+        (
+            "ours is a standby now",
+            vec![follows(1, root, now), writes(2, two, now)],
+            &on_1,
+            loyal_to(0),
+            From(1),
+            vec![],
+        ),
+        (
+            "a witness decides for the new one",
+            vec![writes(1, root, now), writes(2, two, now)],
+            &on_1,
+            Leaning { leader: Some(1), ..loyal_to(0) },
+            From(1),
+            vec![0],
+        ),
+        (
+            "a witness decides for the old one",
+            vec![writes(1, root, now), writes(2, two, now)],
+            &on_1,
+            led_by(0),
+            From(0),
+            vec![1],
+        ),
+        ("a witness cannot undo", vec![writes(1, root, now), writes(2, two, now)], &on_2, led_by(0), From(1), vec![0]),
+        (
+            "a witness names a standby",
+            vec![writes(1, root, now), follows(1, root, now)],
+            &on_1,
+            led_by(1),
+            From(0),
+            vec![],
+        ),
+        (
+            "the same number twice, from ours",
+            vec![writes(2, two, now), writes(2, &[(1, 6 * SEG)], now)],
+            &on_1,
+            PATIENT,
+            Nobody,
+            vec![0, 1],
+        ),
+        (
+            "and ours is there",
+            vec![writes(2, two, now), writes(2, &[(1, 6 * SEG)], now), writes(1, root, now)],
+            &on_1,
+            PATIENT,
+            From(2),
+            vec![0, 1],
+        ),
+        (
+            "and a witness",
+            vec![writes(2, two, now), writes(2, &[(1, 6 * SEG)], now)],
+            &on_1,
+            led_by(1),
+            From(1),
+            vec![0],
+        ),
+        (
+            "our number with another history",
+            vec![writes(2, &[(1, 4 * SEG)], now), None],
+            &on_2,
+            PATIENT,
+            Refused(0),
+            vec![0],
+        ),
+        (
+            "another branch, higher",
+            vec![writes(3, &[(1, 4 * SEG)], now), writes(2, two, now)],
+            &on_2,
+            PATIENT,
+            From(1),
+            vec![0],
+        ),
+        (
+            "two branches of ours",
+            vec![writes(3, &[(1, 6 * SEG)], now), writes(2, two, now)],
+            &on_1,
+            PATIENT,
+            From(0),
+            vec![1],
+        ),
+        (
+            "listed by two names",
+            vec![writes(1, root, now), writes(1, root, now + 8)],
+            &on_1,
+            loyal_to(1),
+            From(1),
+            vec![],
+        ),
+        (
+            "no primary: the furthest standby",
+            vec![follows(1, root, 7 * SEG), follows(1, root, now)],
+            &on_1,
+            PATIENT,
+            FromStandby(1),
+            vec![],
+        ),
+        (
+            "no primary: a standby that knows of a promotion",
+            vec![follows(1, root, now), follows(2, two, 6 * SEG)],
+            &on_1,
+            PATIENT,
+            FromStandby(1),
+            vec![],
+        ),
+        (
+            "no primary: behind us is better than nothing",
+            vec![None, follows(1, root, 4 * SEG)],
+            &on_1,
+            PATIENT,
+            FromStandby(1),
+            vec![],
+        ),
+        (
+            "no primary: ours is kept",
+            vec![follows(1, root, now), follows(1, root, now + 9)],
+            &on_1,
+            loyal_to(0),
+            FromStandby(0),
+            vec![],
+        ),
+        (
+            "no primary: ours is left far behind",
+            vec![follows(1, root, now), follows(1, root, now + SEG + 9)],
+            &on_1,
+            loyal_to(0),
+            FromStandby(1),
+            vec![],
+        ),
+        ("no primary: not at once", vec![follows(1, root, now), None], &on_1, Leaning::default(), Nobody, vec![]),
+        (
+            "rolled back, and a good one",
+            vec![writes(1, root, 4 * SEG), writes(2, two, now)],
+            &on_1,
+            loyal_to(0),
+            From(1),
+            vec![0],
+        ),
+        ("rolled back, alone", vec![writes(1, root, 4 * SEG), None], &on_1, PATIENT, From(0), vec![]),
+    ];
+    for (name, members, ours, leaning, choice, rivals) in cases {
+        let decision = decide(&members, ours, leaning, Any);
+        assert_eq!((decision.choice, decision.rivals, decision.strangers), (choice, rivals, vec![]), "{name}");
+    }
+}
+
+#[test]
+fn a_member_of_another_cluster_is_named_and_never_followed() {
+    let mut other = writes(9, &[(1, SEG)], 99 * SEG);
+    other.as_mut().unwrap().system_identifier = SystemIdentifier::new(8);
+    let ours = ours(1, &[], 5 * SEG);
+    let decision = decide(&[other.clone(), writes(1, &[], 6 * SEG)], &ours, led_by(0), Any);
+    assert_eq!((decision.choice, decision.rivals, decision.strangers), (Choice::Primary(1), vec![], vec![0]));
+    assert_eq!(decide(&[other, None], &ours, PATIENT, Any).choice, Choice::Refused(0));
+}
+
+#[test]
+fn target_session_attrs_limits_the_choice() {
+    let ours = ours(1, &[], 5 * SEG);
+    let both = [writes(1, &[], 6 * SEG), follows(1, &[], 6 * SEG)];
+    let only_standby = [None, follows(1, &[], 6 * SEG)];
+    let only_primary = [writes(1, &[], 6 * SEG), None];
+    let cases = [
+        (&both, ReadWrite, Choice::Primary(0)),
+        (&both, Primary, Choice::Primary(0)),
+        (&both, Standby, Choice::Standby(1)),
+        (&both, PreferStandby, Choice::Standby(1)),
+        (&only_standby, Primary, Choice::Nobody),
+        (&only_standby, ReadWrite, Choice::Nobody),
+        (&only_primary, Standby, Choice::Nobody),
+        (&only_primary, PreferStandby, Choice::Primary(0)),
+    ];
+    for (members, wanted, choice) in cases {
+        let decision = decide(members, &ours, PATIENT, wanted);
+        assert_eq!((decision.choice, decision.rivals), (choice, vec![]), "{wanted} of {members:?}");
+    }
+}
+
+/// A tree of timelines: each but the first has a parent with a lower number and a position where it left it.
+fn family() -> impl Strategy<Value = Vec<TimelineHistory>> {
+    prop::collection::vec((any::<prop::sample::Index>(), 0..8_u64), 0..5).prop_map(|steps| {
+        let mut all = vec![TimelineHistory::root(TimelineId::FIRST)];
+        for (number, (parent, segments)) in steps.into_iter().enumerate() {
+            let parent = parent.get(&all).clone();
+            let began = parent.parent().map_or(0, |entry| entry.switch_point.as_u64());
+            let entry = format!("{}\t{}\tx\n", parent.timeline(), Lsn::new(began + segments * SEG / 2));
+            let timeline = tli(u32::try_from(number).unwrap() + 2);
+            all.push(TimelineHistory::parse(timeline, (parent.to_text() + &entry).as_bytes()).unwrap());
+        }
+        all
+    })
+}
+
+fn scene() -> impl Strategy<Value = (Vec<Option<Seen>>, Ours, Leaning)> {
+    let member = (any::<bool>(), any::<bool>(), any::<prop::sample::Index>(), 0..20_u64);
+    let leaning = (prop::option::of(0..4_usize), prop::option::of(0..4_usize), any::<bool>());
+    (family(), prop::collection::vec(member, 1..4), any::<prop::sample::Index>(), 1..20_u64, leaning).prop_map(
+        |(family, members, held, end, (loyal_to, leader, standby_will_do))| {
+            let seen = |(there, in_recovery, timeline, end): (bool, bool, prop::sample::Index, u64)| {
+                let position = ServerPosition { history: timeline.get(&family).clone(), end: Lsn::new(end * SEG / 2) };
+                there.then_some(Seen { system_identifier: US, in_recovery, position })
+            };
+            let members = members.into_iter().map(seen).collect();
+            let history = held.get(&family).clone();
+            let end = Lsn::new(end * SEG / 2);
+            let segment_start = SegmentNumber::containing(end, SIZE).start(SIZE);
+            let held = Position { timeline: history.timeline(), end, segment_start };
+            let ours = Ours { system_identifier: Some(US), held: Some(held), history, segment_size: SIZE };
+            (members, ours, Leaning { loyal_to, leader, standby_will_do })
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn whoever_is_followed_continues_what_we_hold((members, ours, leaning) in scene()) {
+        let decision = decide(&members, &ours, leaning, Any);
+        if let Choice::Primary(member) | Choice::Standby(member) = decision.choice {
+            let seen = members[member].as_ref().unwrap();
+            let held = ours.held.unwrap();
+            let theirs = &seen.position.history;
+            prop_assert!(theirs.timeline() >= held.timeline, "a lower timeline is never followed");
+            prop_assert!(theirs.includes(held.timeline));
+            prop_assert_eq!(seen.in_recovery, matches!(decision.choice, Choice::Standby(_)));
+            prop_assert!(!decision.rivals.contains(&member));
+        }
+    }
+
+    #[test]
+    fn no_higher_primary_is_passed_over_without_a_reason((members, ours, leaning) in scene()) {
+        let decision = decide(&members, &ours, Leaning { loyal_to: None, leader: None, ..leaning }, Any);
+        let Choice::Primary(chosen) = decision.choice else { return Ok(()) };
+        let chosen = &members[chosen].as_ref().unwrap().position.history;
+        for (other, seen) in members.iter().enumerate() {
+            let Some(seen) = seen.as_ref().filter(|seen| !seen.in_recovery) else { continue };
+            if seen.position.history != *chosen {
+                prop_assert!(decision.rivals.contains(&other));
+            }
+            let better = seen.position.history.timeline() > chosen.timeline() && seen.position.history.includes(chosen.timeline());
+            let continues = standing(seen, &ours) == Standing::Continues;
+            prop_assert!(!better || !continues || standing_of(&members, chosen, &ours) < Standing::Continues);
+        }
+    }
+
+    #[test]
+    fn the_order_in_the_conninfo_decides_nothing_but_ties((members, ours, leaning) in scene()) {
+        let mut reversed = members.clone();
+        reversed.reverse();
+        let mirror = |member: usize| members.len().checked_sub(member + 1);
+        let leaning = Leaning {
+            loyal_to: leaning.loyal_to.filter(|&member| member < members.len()),
+            leader: leaning.leader.filter(|&member| member < members.len()),
+            ..leaning
+        };
+        let mirrored = Leaning {
+            loyal_to: leaning.loyal_to.and_then(mirror),
+            leader: leaning.leader.and_then(mirror),
+            ..leaning
+        };
+        let one = decide(&members, &ours, leaning, Any).choice;
+        let other = decide(&reversed, &ours, mirrored, Any).choice;
+        let place = |choice: Choice, members: &[Option<Seen>]| match choice {
+            Choice::Primary(member) => Some(("primary", members[member].clone().unwrap().position.history)),
+            Choice::Standby(member) => Some(("standby", members[member].clone().unwrap().position.history)),
+            Choice::Refused(_) | Choice::Nobody => None,
+        };
+        prop_assert_eq!(place(one, &members), place(other, &reversed));
+    }
+}
+
+fn standing_of(members: &[Option<Seen>], history: &TimelineHistory, ours: &Ours) -> Standing {
+    members
+        .iter()
+        .flatten()
+        .filter(|seen| seen.position.history == *history)
+        .map(|seen| standing(seen, ours))
+        .max()
+        .unwrap()
+}

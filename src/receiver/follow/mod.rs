@@ -1,0 +1,232 @@
+//! Follows the cluster: knows its members, and which of them to stream from.
+//!
+//! A scout per member asks who it is, so that a silent one holds up nobody ([`scout`]); what they say is judged in one place
+//! ([`choose`]), by histories and not by roles alone. While nothing streams the members are asked again and again; while
+//! something does, the others are asked now and then, since a new primary may come into being although the old one answers.
+
+mod choose;
+mod conflict;
+mod scout;
+mod source;
+mod witness;
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+
+pub(super) use choose::{Choice, Decision, Leaning, Ours, Seen};
+pub(crate) use source::meet;
+pub(super) use source::{Source, elsewhere};
+pub use witness::{Testimony, Witness};
+
+use self::choose::choose;
+use self::scout::{Order, Report, scout};
+use crate::primary::{ConnectOptions, Deadlines, HostFailure, PgError};
+
+/// How long a round waits for members that have not answered.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a round goes on waiting for the others once a primary has answered that we could follow.
+const COURTESY: Duration = Duration::from_millis(250);
+/// How often the others are asked while a primary streams.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+/// The same while a standby streams: the next primary is to be found soon.
+const WATCH_STANDBY_EVERY: Duration = Duration::from_millis(500);
+/// Longest wait for a member's answer to one question.
+const REPLY: Duration = Duration::from_secs(10);
+/// How often a member is asked that turned us away; only a person can change that.
+const WATCH_REFUSER_EVERY: Duration = Duration::from_secs(30);
+
+/// The members of one cluster and what they said last.
+#[derive(Debug)]
+pub(super) struct Follower {
+    options: ConnectOptions,
+    witness: Witness,
+    members: Vec<Member>,
+    reports: mpsc::UnboundedReceiver<Report>,
+    round: u64,
+    /// Ended with the follower.
+    _scouts: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Member {
+    host: String,
+    orders: watch::Sender<Order>,
+    /// Which question it answered last.
+    answered: u64,
+    seen: Option<Seen>,
+    failure: Option<PgError>,
+    /// When to ask it next while something streams.
+    due: Instant,
+}
+
+impl Follower {
+    /// Knows the members of the conninfo; nothing is asked yet.
+    pub(super) fn new(options: ConnectOptions, witness: Witness) -> Self {
+        let (sender, reports) = mpsc::unbounded_channel();
+        // Another name than the stream's: nobody is to take an idle connection for a synchronous standby.
+        let name = options.conninfo.application_name().unwrap_or(&options.application_name);
+        let name = format!("{name}_watch");
+        let mut scouts = JoinSet::new();
+        let members = options.conninfo.hosts().iter().enumerate().map(|(member, host)| {
+            let (orders, received) = watch::channel(Order::default());
+            let options = ConnectOptions {
+                conninfo: options.conninfo.clone().with_application_name(&name),
+                host: Some(member),
+                deadlines: Deadlines { reply: REPLY, ..options.deadlines },
+                ..options.clone()
+            };
+            scouts.spawn(scout(member, options, received, sender.clone()));
+            Member { host: host.to_string(), orders, answered: 0, seen: None, failure: None, due: Instant::now() }
+        });
+        let members = members.collect();
+        Self { options, witness, members, reports, round: 0, _scouts: scouts }
+    }
+
+    /// The options to connect to one member.
+    pub(super) fn options_for(&self, member: usize) -> ConnectOptions {
+        ConnectOptions { host: Some(member), ..self.options.clone() }
+    }
+
+    /// How many members there are. With a single one there is nothing to choose, and nobody is asked.
+    pub(super) fn count(&self) -> usize {
+        self.members.len()
+    }
+
+    /// A member's host and port.
+    pub(super) fn host(&self, member: usize) -> &str {
+        self.members.get(member).map_or("", |member| &member.host)
+    }
+
+    /// What a member said when it was asked last.
+    pub(super) fn seen(&self, member: usize) -> Option<&Seen> {
+        self.members.get(member)?.seen.as_ref()
+    }
+
+    /// Asks all members now and decides. Cancel-safe: an answer that comes late counts in the next round.
+    pub(super) async fn look(&mut self, ours: &Ours, leaning: Leaning) -> Decision {
+        let everybody: Vec<usize> = (0..self.members.len()).collect();
+        self.ask(&everybody);
+        let deadline = Instant::now() + PATIENCE;
+        let mut until = deadline;
+        while self.members.iter().any(|member| member.answered < self.round) {
+            match timeout_at(until, self.reports.recv()).await {
+                Ok(Some(report)) => self.note(report),
+                Ok(None) | Err(_) => break,
+            }
+            if matches!(self.decide(ours, leaning).choice, Choice::Primary(_)) {
+                until = until.min(Instant::now() + COURTESY);
+            }
+        }
+        for member in self.members.iter_mut().filter(|member| member.answered < self.round) {
+            member.seen = None;
+        }
+        self.decide(ours, leaning)
+    }
+
+    /// Waits until the others are to be looked at while `source` streams. Cancel-safe.
+    pub(super) async fn next_watch(&mut self, source: Source) {
+        // It needs no second connection.
+        self.rest(source.member);
+        let every = if source.standby { WATCH_STANDBY_EVERY } else { WATCH_EVERY };
+        tokio::select! {
+            () = tokio::time::sleep(every) => {}
+            () = self.witness.changed() => {}
+        }
+    }
+
+    /// One look at the others; at the source too when they give a reason to.
+    pub(super) async fn watch_round(&mut self, source: Source, ours: &Ours) -> Decision {
+        let Source { member: source, standby } = source;
+        let leaning = Leaning { loyal_to: Some(source), standby_will_do: true, ..self.leaning() };
+        let now = Instant::now();
+        let others: Vec<usize> =
+            (0..self.members.len()).filter(|&member| member != source && self.members[member].due <= now).collect();
+        self.ask(&others);
+        let deadline = now + PATIENCE;
+        while others.iter().any(|&member| self.members[member].answered < self.round) {
+            match timeout_at(deadline, self.reports.recv()).await {
+                Ok(Some(report)) => self.note(report),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        for &member in &others {
+            let member = &mut self.members[member];
+            if member.answered < self.round {
+                member.seen = None;
+            }
+            let turned_away = member.failure.as_ref().is_some_and(|error| !error.is_transient());
+            member.due = now + if turned_away { WATCH_REFUSER_EVERY } else { Duration::ZERO };
+        }
+        let somebody_writes = others.iter().any(|&member| self.seen(member).is_some_and(|seen| !seen.in_recovery));
+        if standby || somebody_writes {
+            // Is the source still there, and a primary? Its stream may be silent for long before we would know.
+            return self.look(ours, leaning).await;
+        }
+        Decision { choice: Choice::Primary(source), rivals: Vec::new(), strangers: Vec::new() }
+    }
+
+    /// What a second witness says, and nothing else.
+    pub(super) fn leaning(&self) -> Leaning {
+        Leaning { leader: self.witness.leader(), ..Leaning::default() }
+    }
+
+    /// Returns when a second witness says something new. Cancel-safe.
+    pub(super) async fn witness_changed(&mut self) {
+        self.witness.changed().await;
+    }
+
+    /// Why each member could not be asked, or is not streamed from, as one error.
+    pub(super) fn nobody(&mut self) -> PgError {
+        let failures = self.members.iter_mut().map(|member| {
+            let role = |seen: &Seen| PgError::WrongRole {
+                host: member.host.clone(),
+                in_recovery: seen.in_recovery,
+                read_only: seen.in_recovery,
+            };
+            let late = || PgError::Unreachable {
+                host: member.host.clone(),
+                reason: format!("no answer within {} s", PATIENCE.as_secs()),
+            };
+            let error = member.failure.take().or_else(|| member.seen.as_ref().map(role)).unwrap_or_else(late);
+            HostFailure { host: member.host.clone(), error }
+        });
+        PgError::NoSuitableHost { wanted: crate::primary::TargetSessionAttrs::Primary, failures: failures.collect() }
+    }
+
+    fn decide(&self, ours: &Ours, leaning: Leaning) -> Decision {
+        let seen: Vec<Option<&Seen>> = self.members.iter().map(|member| member.seen.as_ref()).collect();
+        choose(&seen, ours, leaning, self.options.conninfo.target_session_attrs())
+    }
+
+    fn ask(&mut self, members: &[usize]) {
+        self.round += 1;
+        for &member in members {
+            self.members[member].orders.send_replace(Order { round: self.round, rest: false });
+        }
+    }
+
+    /// A member that streams needs no second connection.
+    fn rest(&mut self, member: usize) {
+        if let Some(member) = self.members.get(member) {
+            member.orders.send_replace(Order { round: self.round, rest: true });
+        }
+    }
+
+    fn note(&mut self, report: Report) {
+        let Some(member) = self.members.get_mut(report.member) else { return };
+        member.answered = report.round;
+        match report.seen {
+            Ok(seen) => {
+                member.seen = Some(seen);
+                member.failure = None;
+            }
+            Err(error) => {
+                member.seen = None;
+                member.failure = Some(error);
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! From what we hold to a member to stream from, and away from it when another is to be followed.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use wal::{SegmentSize, TimelineHistory, TimelineId};
+
+use super::conflict::conflict;
+use super::{Choice, Decision, Follower, Leaning, Ours, Witness};
+use crate::error::{Error, ErrorCode, Result};
+use crate::primary::ConnectOptions;
+use crate::receiver::Receiver;
+use crate::receiver::contact::{Contact, contact};
+use crate::receiver::trouble::Trouble;
+
+/// How long we do without any source before a standby will do: a primary that is only restarted is back by then.
+const BEFORE_A_STANDBY: Duration = Duration::from_secs(2);
+
+/// The member to stream from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::receiver) struct Source {
+    /// Its number in the conninfo.
+    pub(in crate::receiver) member: usize,
+    /// Whether it was a standby when it was chosen.
+    pub(in crate::receiver) standby: bool,
+}
+
+impl Receiver {
+    /// Asks the members and chooses one. A single host is streamed from whatever it is: it may be a name that moves.
+    pub(in crate::receiver) async fn find_source(
+        &mut self,
+        follower: &mut Follower,
+    ) -> std::result::Result<Source, Trouble> {
+        if follower.count() == 1 {
+            return Ok(Source { member: 0, standby: false });
+        }
+        let ours = self.ours()?;
+        let without_since = *self.without_since.get_or_insert_with(Instant::now);
+        let waited = without_since.elapsed() >= BEFORE_A_STANDBY;
+        let leaning = Leaning { loyal_to: self.loyal_to, standby_will_do: waited, ..follower.leaning() };
+        let decision = follower.look(&ours, leaning).await;
+        match decision.choice {
+            Choice::Primary(member) => Ok(Source { member, standby: false }),
+            Choice::Standby(member) => Ok(Source { member, standby: true }),
+            // Its refusal is told by the same checks as any other's; but first the right one may come.
+            Choice::Refused(member) if waited => Ok(Source { member, standby: false }),
+            Choice::Nobody if waited && !decision.rivals.is_empty() => {
+                self.note_conflict(follower, &decision);
+                let cluster = self.settings.cluster.as_str();
+                Err(conflict(follower, &decision, cluster).map_or_else(|| follower.nobody().into(), Trouble::Refused))
+            }
+            Choice::Refused(_) | Choice::Nobody => Err(Trouble::NoSource(follower.nobody())),
+        }
+    }
+
+    /// What the members are measured by.
+    pub(in crate::receiver) fn ours(&self) -> std::result::Result<Ours, Trouble> {
+        let held = self.held();
+        let timeline = held.map_or(TimelineId::FIRST, |held| held.timeline);
+        Ok(Ours {
+            system_identifier: Some(self.spool.system_identifier()),
+            held,
+            history: self.spool.history(timeline)?,
+            segment_size: self.spool.segment_size(),
+        })
+    }
+
+    /// Tells a conflict, and that it is over.
+    pub(in crate::receiver) fn note_conflict(&self, follower: &Follower, decision: &Decision) {
+        let now = conflict(follower, decision, self.settings.cluster.as_str());
+        if self.board.read(|status| status.conflict.as_ref().map(ToString::to_string))
+            == now.as_ref().map(ToString::to_string)
+        {
+            return;
+        }
+        let known = self.board.read(|status| status.conflict.is_some());
+        match &now {
+            Some(error) if !known => {
+                tracing::error!(cluster = %self.settings.cluster, error = %error.in_one_line(), "conflict")
+            }
+            None if known => tracing::info!(cluster = %self.settings.cluster, "the conflict is over"),
+            Some(_) | None => {}
+        }
+        self.board.update(|status| status.conflict = now);
+    }
+}
+
+/// Watches the members while `source` streams; returns when another is to be streamed from. Never with a single host.
+///
+/// Returns too when the spool cannot be read any more: whoever streams will notice.
+pub(in crate::receiver) async fn elsewhere(
+    receiver: &Receiver,
+    follower: &mut Follower,
+    source: Source,
+    loyal: &mut bool,
+) {
+    if follower.count() == 1 {
+        std::future::pending::<()>().await;
+    }
+    // A single look may see two moments of one failover: what it finds is told when the next one finds it as well.
+    let mut suspected = false;
+    loop {
+        follower.next_watch(source).await;
+        let Ok(ours) = receiver.ours() else { continue };
+        let decision = follower.watch_round(source, &ours).await;
+        let conflict = !decision.rivals.is_empty() || !decision.strangers.is_empty();
+        if conflict == suspected {
+            receiver.note_conflict(follower, &decision);
+        }
+        suspected = conflict;
+        match decision.choice {
+            Choice::Primary(other) | Choice::Standby(other) if other != source.member => return,
+            Choice::Primary(_) if !decision.rivals.is_empty() => *loyal = true,
+            _ => {}
+        }
+    }
+}
+
+/// First words with the member that is to be followed, before anything is known of the cluster or where nothing is to be
+/// continued.
+pub(crate) async fn meet(options: &ConnectOptions, witness: Witness, doing: &str) -> Result<Contact> {
+    let explain = |error: crate::primary::PgError| error.explain(doing);
+    if options.conninfo.hosts().len() == 1 {
+        return contact(options).await.map_err(explain);
+    }
+    let mut follower = Follower::new(options.clone(), witness);
+    let ours = Ours {
+        system_identifier: None,
+        held: None,
+        history: TimelineHistory::root(TimelineId::FIRST),
+        segment_size: SegmentSize::DEFAULT,
+    };
+    let leaning = Leaning { standby_will_do: true, ..follower.leaning() };
+    let decision = follower.look(&ours, leaning).await;
+    if let Some(error) = different_clusters(&follower, doing) {
+        return Err(error);
+    }
+    match decision.choice {
+        Choice::Primary(member) | Choice::Standby(member) | Choice::Refused(member) => {
+            contact(&follower.options_for(member)).await.map_err(explain)
+        }
+        Choice::Nobody => match conflict(&follower, &decision, doing) {
+            Some(error) => Err(error),
+            None => Err(explain(follower.nobody())),
+        },
+    }
+}
+
+/// Hosts of different clusters under one name: nobody can say which one is meant.
+fn different_clusters(follower: &Follower, doing: &str) -> Option<Error> {
+    let mut seen = (0..follower.count()).filter_map(|member| Some((member, follower.seen(member)?.system_identifier)));
+    let (first, identifier) = seen.next()?;
+    let (other, another) = seen.find(|&(_, other)| other != identifier)?;
+    Some(
+        Error::new(ErrorCode::ForeignCluster, doing)
+            .because(format!("{} has system identifier {identifier}", follower.host(first)))
+            .because(format!("{} has system identifier {another}", follower.host(other)))
+            .help("name the members of one cluster only in conninfo"),
+    )
+}
