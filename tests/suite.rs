@@ -16,6 +16,7 @@ mod daemon_memory;
 mod daemon_serves;
 mod demo_recovers;
 mod documents;
+mod failover;
 mod format_is_readable;
 mod fuzz_short;
 mod kill_nine;

@@ -15,7 +15,7 @@ use super::stored;
 use crate::backup::{self, BackupDeps, BackupProgress, BackupRequest, ProgressSender, WalProgress};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode, Result};
-use crate::primary::{CheckpointMode, ConnectOptions, MaxRate};
+use crate::primary::{CheckpointMode, ConnectOptions, Host, HostName, MaxRate};
 use crate::repository::LineageRepository;
 use crate::wal_pipeline::{StatusBoard, WalStatus};
 
@@ -97,7 +97,7 @@ pub async fn run(
         ..BackupRequest::default()
     };
     let deps = BackupDeps {
-        server: place.connect,
+        server: &streamed_from(place),
         repository: place.lineage,
         index_file,
         wal: &wal,
@@ -106,6 +106,28 @@ pub async fn run(
         cancel,
     };
     backup::run(&request, &deps, progress).await
+}
+
+/// Of several members the one whose WAL is received: only of its branch all that a backup needs will be stored.
+fn streamed_from(place: &Place<'_>) -> ConnectOptions {
+    let connect = place.connect.clone();
+    let source = place.board.read(|status| status.source.clone());
+    let Some((name, port)) = source else { return connect };
+    let is_source = |host: &&Host| {
+        let text = match &host.name {
+            HostName::Tcp(name) => name.clone(),
+            HostName::Unix(directory) => directory.display().to_string(),
+        };
+        (text, host.port) == (name.clone(), port)
+    };
+    let known = connect.conninfo.hosts().iter().find(is_source).cloned();
+    let host = match known {
+        Some(_) if connect.conninfo.hosts().len() == 1 => return connect,
+        Some(host) => host,
+        // Patroni named it.
+        None => Host { name: HostName::Tcp(name), address: None, port },
+    };
+    ConnectOptions { conninfo: connect.conninfo.clone().for_host(host), ..connect }
 }
 
 /// Knows from the pipeline when WAL is in the repository.
@@ -119,8 +141,20 @@ impl WalProgress for PipelineProgress {
     async fn wait_until_stored(&self, range: WalRange) -> Result<()> {
         let mut status: watch::Receiver<WalStatus> = self.board.subscribe();
         let ended = || Error::new(ErrorCode::Interrupted, "streaming ended while a backup waited for its WAL");
-        // Positions only grow along the way of a cluster: whatever timeline is received now, WAL before it is stored.
-        status.wait_for(|status| status.shipped.max(status.archived) >= Some(range.end)).await.map_err(|_| ended())?;
+        let left = |status: &WalStatus| {
+            let left = status.followed.as_ref()?.history.switch_point_of(range.timeline);
+            left.filter(|&left| left < range.end)
+        };
+        // Positions only grow along the way of a cluster: whatever timeline is received now, WAL before it is stored. But
+        // a failover may have left the backup's timeline before the backup's end.
+        let stored = |status: &WalStatus| status.shipped.max(status.archived) >= Some(range.end);
+        let status =
+            status.wait_for(|status| stored(status) || left(status).is_some()).await.map_err(|_| ended())?.clone();
+        if let Some(left) = left(&status) {
+            let said =
+                format!("timeline {} was left at {left}, before the backup's end at {}", range.timeline, range.end);
+            return Err(Error::new(ErrorCode::TimelineConflict, "a failover overtook the backup").because(said));
+        }
         Ok(())
     }
 }

@@ -101,7 +101,7 @@ impl Cluster {
         let parts = WalParts {
             settings,
             repository,
-            witness: Witness::silent(),
+            witness: Witness::patroni(self.topology.subscribe()),
             clock: Arc::clone(&self.clock),
             board: self.board.clone(),
         };

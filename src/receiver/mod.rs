@@ -24,8 +24,8 @@ use wal::{Lsn, SegmentName, SegmentNumber, TimelineId, TimelinePath};
 
 pub use backoff::Backoff;
 pub(crate) use contact::{Contact, contact};
+pub use follow::Witness;
 pub(crate) use follow::meet;
-pub use follow::{Testimony, Witness};
 pub(crate) use refetch::refetch;
 pub use start::{BeyondFork, Conflict, Position, ServerPosition, Start};
 
@@ -236,9 +236,16 @@ impl Receiver {
         server: &ServerPosition,
         gap: bool,
     ) {
-        let before = self.followed.or_else(|| self.held().map(|held| held.timeline));
+        let held = self.held().map(|held| held.timeline);
+        let before = self.followed.or(held);
         let at = self.clock.now();
         self.board.update(|status| {
+            // Nothing of the new timeline is held yet: what is missing is missing at the switch.
+            if let Some(last) =
+                status.failovers.last_mut().filter(|last| gap && last.timeline == timeline && held < Some(timeline))
+            {
+                last.gap = true;
+            }
             if let Some(left) = before.filter(|&before| before < timeline) {
                 let lsn = server.history.switch_point_of(left);
                 status.failovers.push(Failover {

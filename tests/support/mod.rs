@@ -8,6 +8,7 @@ pub mod attacked;
 pub mod fake_s3;
 pub mod fuzz_targets;
 pub mod ledger;
+pub mod members;
 pub mod mutate;
 pub mod oracle;
 pub mod patroni;

@@ -80,7 +80,7 @@ impl Oracle {
     /// Panics when the notes and the reference's WAL contradict each other: an acknowledged commit that the reference does not
     /// have means that the reference was asked too early, or that PostgreSQL lost a commit.
     pub fn new(ledger: &Ledger, truth: Truth, barriers: Vec<Barrier>) -> Self {
-        let attempts = ledger.attempts();
+        let attempts = settled(ledger.attempts());
         let committed: BTreeMap<u32, wal::Lsn> =
             truth.ends.iter().filter(|end| end.committed).map(|end| (end.xid, end.end)).collect();
         for attempt in &attempts {
@@ -159,6 +159,13 @@ impl Oracle {
         faults.extend(structure(node));
         faults
     }
+}
+
+/// Without attempts whose transaction number was given out again: after a failover the next primary counts on from what it
+/// knows, so the first holder of the number never committed.
+fn settled(attempts: Vec<Attempt>) -> Vec<Attempt> {
+    let acknowledged: BTreeSet<u32> = attempts.iter().filter(|a| a.acknowledged.is_some()).map(|a| a.xid).collect();
+    attempts.into_iter().filter(|a| a.acknowledged.is_some() || !acknowledged.contains(&a.xid)).collect()
 }
 
 /// All rows of the ledger, read past every index.

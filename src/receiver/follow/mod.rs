@@ -19,11 +19,11 @@ use tokio::time::{Instant, timeout_at};
 pub(super) use choose::{Choice, Decision, Leaning, Ours, Seen};
 pub(crate) use source::meet;
 pub(super) use source::{Source, elsewhere};
-pub use witness::{Testimony, Witness};
+pub use witness::Witness;
 
 use self::choose::choose;
 use self::scout::{Order, Report, scout};
-use crate::primary::{ConnectOptions, Deadlines, HostFailure, PgError};
+use crate::primary::{ConnectOptions, Deadlines, Host, HostFailure, PgError};
 
 /// How long a round waits for members that have not answered.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -35,6 +35,8 @@ const WATCH_EVERY: Duration = Duration::from_secs(2);
 const WATCH_STANDBY_EVERY: Duration = Duration::from_millis(500);
 /// Longest wait for a member's answer to one question.
 const REPLY: Duration = Duration::from_secs(10);
+/// So many members are known at most.
+const MOST_MEMBERS: usize = 32;
 /// How often a member is asked that turned us away; only a person can change that.
 const WATCH_REFUSER_EVERY: Duration = Duration::from_secs(30);
 
@@ -45,14 +47,17 @@ pub(super) struct Follower {
     witness: Witness,
     members: Vec<Member>,
     reports: mpsc::UnboundedReceiver<Report>,
+    reporter: mpsc::UnboundedSender<Report>,
     round: u64,
     /// Ended with the follower.
-    _scouts: JoinSet<()>,
+    scouts: JoinSet<()>,
 }
 
 #[derive(Debug)]
 struct Member {
-    host: String,
+    host: Host,
+    /// How it is connected to, it alone.
+    options: ConnectOptions,
     orders: watch::Sender<Order>,
     /// Which question it answered last.
     answered: u64,
@@ -63,31 +68,56 @@ struct Member {
 }
 
 impl Follower {
-    /// Knows the members of the conninfo; nothing is asked yet.
+    /// Knows the members of the conninfo and those that the witness names; nothing is asked yet.
     pub(super) fn new(options: ConnectOptions, witness: Witness) -> Self {
-        let (sender, reports) = mpsc::unbounded_channel();
+        let (reporter, reports) = mpsc::unbounded_channel();
+        let scouts = JoinSet::new();
+        let mut follower = Self { options, witness, members: Vec::new(), reports, reporter, round: 0, scouts };
+        for (number, host) in follower.options.conninfo.hosts().to_vec().into_iter().enumerate() {
+            let options = ConnectOptions { host: Some(number), ..follower.options.clone() };
+            follower.add(host, options);
+        }
+        follower.ask_the_witness();
+        follower
+    }
+
+    /// Members that the witness names and the conninfo does not belong to the cluster as well. None is forgotten: one that was
+    /// taken down does not answer.
+    fn ask_the_witness(&mut self) {
+        for host in self.witness.hosts() {
+            if self.number_of(&host).is_none() && self.members.len() < MOST_MEMBERS {
+                let conninfo = self.options.conninfo.clone().for_host(host.clone());
+                let options = ConnectOptions { conninfo, host: Some(0), ..self.options.clone() };
+                self.add(host, options);
+            }
+        }
+    }
+
+    fn add(&mut self, host: Host, options: ConnectOptions) {
         // Another name than the stream's: nobody is to take an idle connection for a synchronous standby.
         let name = options.conninfo.application_name().unwrap_or(&options.application_name);
         let name = format!("{name}_watch");
-        let mut scouts = JoinSet::new();
-        let members = options.conninfo.hosts().iter().enumerate().map(|(member, host)| {
-            let (orders, received) = watch::channel(Order::default());
-            let options = ConnectOptions {
-                conninfo: options.conninfo.clone().with_application_name(&name),
-                host: Some(member),
-                deadlines: Deadlines { reply: REPLY, ..options.deadlines },
-                ..options.clone()
-            };
-            scouts.spawn(scout(member, options, received, sender.clone()));
-            Member { host: host.to_string(), orders, answered: 0, seen: None, failure: None, due: Instant::now() }
-        });
-        let members = members.collect();
-        Self { options, witness, members, reports, round: 0, _scouts: scouts }
+        let (orders, received) = watch::channel(Order::default());
+        let to_watch = ConnectOptions {
+            conninfo: options.conninfo.clone().with_application_name(&name),
+            deadlines: Deadlines { reply: REPLY, ..options.deadlines },
+            ..options.clone()
+        };
+        self.scouts.spawn(scout(self.members.len(), to_watch, received, self.reporter.clone()));
+        let due = Instant::now();
+        self.members.push(Member { host, options, orders, answered: 0, seen: None, failure: None, due });
     }
 
-    /// The options to connect to one member.
+    fn number_of(&self, host: &Host) -> Option<usize> {
+        self.members.iter().position(|member| member.host.name == host.name && member.host.port == host.port)
+    }
+
+    /// The options to connect to one member. With a single host the conninfo decides alone, `target_session_attrs` included.
     pub(super) fn options_for(&self, member: usize) -> ConnectOptions {
-        ConnectOptions { host: Some(member), ..self.options.clone() }
+        match self.members.get(member) {
+            Some(member) if self.members.len() > 1 => member.options.clone(),
+            _ => self.options.clone(),
+        }
     }
 
     /// How many members there are. With a single one there is nothing to choose, and nobody is asked.
@@ -96,8 +126,8 @@ impl Follower {
     }
 
     /// A member's host and port.
-    pub(super) fn host(&self, member: usize) -> &str {
-        self.members.get(member).map_or("", |member| &member.host)
+    pub(super) fn host(&self, member: usize) -> String {
+        self.members.get(member).map_or_else(String::new, |member| member.host.to_string())
     }
 
     /// What a member said when it was asked last.
@@ -107,6 +137,7 @@ impl Follower {
 
     /// Asks all members now and decides. Cancel-safe: an answer that comes late counts in the next round.
     pub(super) async fn look(&mut self, ours: &Ours, leaning: Leaning) -> Decision {
+        self.ask_the_witness();
         let everybody: Vec<usize> = (0..self.members.len()).collect();
         self.ask(&everybody);
         let deadline = Instant::now() + PATIENCE;
@@ -140,6 +171,7 @@ impl Follower {
     /// One look at the others; at the source too when they give a reason to.
     pub(super) async fn watch_round(&mut self, source: Source, ours: &Ours) -> Decision {
         let Source { member: source, standby } = source;
+        self.ask_the_witness();
         let leaning = Leaning { loyal_to: Some(source), standby_will_do: true, ..self.leaning() };
         let now = Instant::now();
         let others: Vec<usize> =
@@ -170,28 +202,31 @@ impl Follower {
 
     /// What a second witness says, and nothing else.
     pub(super) fn leaning(&self) -> Leaning {
-        Leaning { leader: self.witness.leader(), ..Leaning::default() }
+        let leader = self.witness.leader().and_then(|host| self.number_of(&host));
+        Leaning { leader, ..Leaning::default() }
     }
 
-    /// Returns when a second witness says something new. Cancel-safe.
+    /// Returns when the second witness says something new. Cancel-safe.
     pub(super) async fn witness_changed(&mut self) {
         self.witness.changed().await;
+        self.ask_the_witness();
     }
 
     /// Why each member could not be asked, or is not streamed from, as one error.
     pub(super) fn nobody(&mut self) -> PgError {
         let failures = self.members.iter_mut().map(|member| {
+            let host = member.host.to_string();
             let role = |seen: &Seen| PgError::WrongRole {
-                host: member.host.clone(),
+                host: host.clone(),
                 in_recovery: seen.in_recovery,
                 read_only: seen.in_recovery,
             };
             let late = || PgError::Unreachable {
-                host: member.host.clone(),
+                host: host.clone(),
                 reason: format!("no answer within {} s", PATIENCE.as_secs()),
             };
             let error = member.failure.take().or_else(|| member.seen.as_ref().map(role)).unwrap_or_else(late);
-            HostFailure { host: member.host.clone(), error }
+            HostFailure { host, error }
         });
         PgError::NoSuitableHost { wanted: crate::primary::TargetSessionAttrs::Primary, failures: failures.collect() }
     }

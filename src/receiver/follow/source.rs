@@ -85,7 +85,7 @@ impl Receiver {
     }
 }
 
-/// Watches the members while `source` streams; returns when another is to be streamed from. Never with a single host.
+/// Watches the members while `source` streams; returns when another is to be streamed from. With a single one it never does.
 ///
 /// Returns too when the spool cannot be read any more: whoever streams will notice.
 pub(in crate::receiver) async fn elsewhere(
@@ -94,8 +94,8 @@ pub(in crate::receiver) async fn elsewhere(
     source: Source,
     loyal: &mut bool,
 ) {
-    if follower.count() == 1 {
-        std::future::pending::<()>().await;
+    while follower.count() == 1 {
+        follower.witness_changed().await;
     }
     // A single look may see two moments of one failover: what it finds is told when the next one finds it as well.
     let mut suspected = false;
@@ -120,10 +120,10 @@ pub(in crate::receiver) async fn elsewhere(
 /// continued.
 pub(crate) async fn meet(options: &ConnectOptions, witness: Witness, doing: &str) -> Result<Contact> {
     let explain = |error: crate::primary::PgError| error.explain(doing);
-    if options.conninfo.hosts().len() == 1 {
+    let mut follower = Follower::new(options.clone(), witness);
+    if follower.count() == 1 {
         return contact(options).await.map_err(explain);
     }
-    let mut follower = Follower::new(options.clone(), witness);
     let ours = Ours {
         system_identifier: None,
         held: None,

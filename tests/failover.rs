@@ -1,0 +1,6 @@
+//! Is the right server followed, and nothing lost, whatever happens to a cluster of several servers?
+
+mod recovered;
+mod rivals;
+mod storm;
+mod switches;

@@ -1,0 +1,133 @@
+//! More than one server takes writes: nothing is mixed, and it is told.
+
+use std::time::Duration;
+
+use pgvault::error::ErrorCode;
+use pgvault::wal_pipeline::WalStatus;
+use wal::{Lsn, TimelineId};
+
+use crate::support::members::{Members, assert_whole, flushed, history_of};
+use crate::support::pg::{PgNode, test_dir};
+use crate::support::vault::{Running, Vault};
+
+fn fill(node: &PgNode, word: &str) -> Lsn {
+    node.sql(&format!("INSERT INTO t SELECT n, repeat('{word}', 100) FROM generate_series(1, 2000) n"));
+    flushed(node)
+}
+
+fn begin<'a>(members: &Members, vault: &'a Vault) -> Running<'a> {
+    members.nodes[0].sql("CREATE TABLE t (n int, pad text)");
+    let running = vault.start(&members.conninfo());
+    running.wait_streaming();
+    running
+}
+
+fn streams(status: &WalStatus, node: &PgNode, timeline: u32) -> bool {
+    let source = status.source.as_ref().map(|(_, port)| *port);
+    status.streaming() && status.timeline == TimelineId::new(timeline) && source == Some(node.port)
+}
+
+#[test]
+fn a_former_primary_that_comes_back_and_writes_is_never_followed() {
+    let dir = test_dir();
+    let mut members = Members::start(dir.path(), 2, 15, &[]);
+    let vault = Vault::new(dir.path());
+    let running = begin(&members, &vault);
+    members.wait_replayed(1, fill(&members.nodes[0], "one"));
+    members.nodes[0].kill();
+    members.nodes[1].promote();
+    fill(&members.nodes[1], "two");
+    running.wait("the new primary", |status| streams(status, &members.nodes[1], 2));
+    // It comes back as if nothing had happened, and gets ahead.
+    members.nodes[0].start();
+    for _ in 0..4 {
+        fill(&members.nodes[0], "stale");
+    }
+    let status = running.wait("the conflict is told", |status| status.conflict.is_some());
+    let conflict = status.conflict.as_ref().unwrap();
+    assert_eq!(conflict.code(), ErrorCode::TimelineConflict);
+    let said = conflict.to_string();
+    for node in &members.nodes {
+        assert!(said.contains(&format!("127.0.0.1:{}", node.port)), "{said}");
+    }
+    assert!(streams(&status, &members.nodes[1], 2), "{status:#?}");
+    // Nor is it when it is the only one that answers, or when pgvault begins anew.
+    running.stop();
+    let running = vault.start(&members.conninfo());
+    running.wait("the right one", |status| streams(status, &members.nodes[1], 2));
+    let end = fill(&members.nodes[1], "on");
+    running.wait_shipped(end);
+    members.nodes[1].kill();
+    let status = running.wait("nobody to follow", |status| status.state.needs_a_person());
+    assert_eq!(status.error.unwrap().code(), ErrorCode::TimelineConflict);
+    members.nodes[1].start();
+    running.wait("the right one again", |status| streams(status, &members.nodes[1], 2));
+    members.nodes[0].kill();
+    running.wait("the conflict is over", |status| status.conflict.is_none());
+    let end = fill(&members.nodes[1], "end");
+    running.wait_shipped(end);
+    running.stop();
+    assert_whole(&vault, &members.nodes[1], 2, end);
+    // Nothing of what it wrote after the fork was taken in.
+    let fork = history_of(&members.nodes[1], 2).parent().unwrap().switch_point;
+    let coverage = vault.runtime.block_on(vault.lineage().catalog()).unwrap().coverage;
+    let left = coverage.ranges(TimelineId::FIRST).map(|range| range.end).max().unwrap();
+    assert!(left <= fork.saturating_add(4096), "timeline 1 is stored up to {left}, and was left at {fork}");
+}
+
+#[test]
+fn of_two_primaries_ours_is_kept_until_one_of_them_is_gone() {
+    let dir = test_dir();
+    let mut members = Members::start(dir.path(), 2, 15, &[]);
+    let vault = Vault::new(dir.path());
+    let running = begin(&members, &vault);
+    members.wait_replayed(1, fill(&members.nodes[0], "one"));
+    members.nodes[1].promote();
+    fill(&members.nodes[1], "two");
+    let status = running.wait("the conflict is told", |status| status.conflict.is_some());
+    assert!(streams(&status, &members.nodes[0], 1), "{status:#?}");
+    let ahead = fill(&members.nodes[0], "ours");
+    running.wait_shipped(ahead);
+    assert!(streams(&running.now(), &members.nodes[0], 1));
+    // Now one of them goes: the other one is followed, and what only the first had is kept and told.
+    assert!(members.nodes[0].stop("fast", Duration::from_secs(60)));
+    let status = running.wait("the other one", |status| streams(status, &members.nodes[1], 2));
+    let beyond = status.beyond_fork[0];
+    assert!(beyond.end >= ahead && beyond.timeline == TimelineId::FIRST, "{beyond:?}");
+    running.wait("the conflict is over", |status| status.conflict.is_none());
+    let end = fill(&members.nodes[1], "end");
+    running.wait_shipped(end);
+    assert_eq!(running.now().gaps, vec![]);
+    running.stop();
+    assert_whole(&vault, &members.nodes[1], 2, end);
+    assert_whole(&vault, &members.nodes[0], 1, ahead);
+}
+
+#[test]
+fn a_member_of_another_cluster_is_told_and_not_followed() {
+    let dir = test_dir();
+    let mut members = Members::start(dir.path(), 1, 15, &[]);
+    let vault = Vault::new(dir.path());
+    let running = begin(&members, &vault);
+    running.wait_shipped(fill(&members.nodes[0], "one"));
+    running.stop();
+    let mut other = PgNode::init(dir.path(), "other", 15, &["--wal-segsize=1"], &[]);
+    other.start();
+    let identifier = other.sql("SELECT system_identifier FROM pg_control_system()");
+    members.nodes.insert(0, other);
+    let running = vault.start(&members.conninfo());
+    let status = running.wait("the stranger is told", |status| status.conflict.is_some());
+    assert!(status.conflict.as_ref().unwrap().to_string().contains(&identifier));
+    running.wait("the right one", |status| streams(status, &members.nodes[1], 1));
+    assert_eq!(members.nodes[0].sql("SELECT count(*) FROM pg_replication_slots"), "0");
+    running.stop();
+    // Where nothing is known yet, nobody can say which one is meant.
+    let fresh = dir.path().join("fresh");
+    std::fs::create_dir(&fresh).unwrap();
+    let vault = Vault::new(&fresh);
+    let running = vault.start(&members.conninfo());
+    let status = running.wait("refused", |status| status.error.is_some());
+    assert_eq!(status.error.unwrap().code(), ErrorCode::ForeignCluster);
+    assert!(vault.keys().iter().all(|key| !key.contains("lineage")), "{:?}", vault.keys());
+    running.stop();
+}

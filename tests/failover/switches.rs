@@ -1,0 +1,233 @@
+//! The primary changes, and streaming goes on from the next one.
+
+use std::fs;
+use std::time::Duration;
+
+use pgvault::wal_pipeline::WalStatus;
+use wal::TimelineId;
+
+use crate::support::members::{Members, assert_whole, flushed, history_of};
+use crate::support::pg::test_dir;
+use crate::support::vault::{Running, Vault};
+
+const FAST: Duration = Duration::from_secs(60);
+
+/// Some WAL that no other branch has.
+fn fill(members: &Members, node: usize, word: &str) {
+    members.nodes[node].sql(&format!("INSERT INTO t SELECT n, repeat('{word}', 100) FROM generate_series(1, 2000) n"));
+}
+
+/// A cluster of so many members, a table, and a vault that streams from the first one.
+fn begin<'a>(members: &Members, vault: &'a Vault) -> Running<'a> {
+    members.nodes[0].sql("CREATE TABLE t (n int, pad text)");
+    let running = vault.start(&members.conninfo());
+    running.wait_streaming();
+    assert_eq!(running.now().primary.map(|(_, port)| port), Some(members.nodes[0].port));
+    running
+}
+
+fn wait_on(running: &Running<'_>, members: &Members, node: usize, timeline: u32) -> WalStatus {
+    let port = members.nodes[node].port;
+    running.wait(&format!("streaming timeline {timeline} from node {node}"), |status| {
+        status.streaming()
+            && status.timeline == TimelineId::new(timeline)
+            && status.primary.as_ref().is_some_and(|primary| primary.1 == port)
+    })
+}
+
+#[test]
+fn a_switchover_there_and_back_leaves_no_gap() {
+    let dir = test_dir();
+    let mut members = Members::start(dir.path(), 2, 15, &[]);
+    let vault = Vault::new(dir.path());
+    let running = begin(&members, &vault);
+    for (round, (from, to)) in [(0, 1), (1, 0), (0, 1)].into_iter().enumerate() {
+        fill(&members, from, "before");
+        let timeline = u32::try_from(round).unwrap() + 2;
+        assert!(members.nodes[from].stop("fast", FAST), "the primary's stop waits for us");
+        members.nodes[to].promote();
+        fill(&members, to, "after");
+        let status = wait_on(&running, &members, to, timeline);
+        let (failover, before) = (status.failovers.last().unwrap(), members.nodes[from].port);
+        assert_eq!((failover.timeline.get(), failover.gap), (timeline, false));
+        assert_eq!((failover.from.as_ref().unwrap().1, failover.to.1), (before, members.nodes[to].port));
+        let fork = history_of(&members.nodes[to], timeline).parent().unwrap().switch_point;
+        assert_eq!(failover.lsn, Some(fork));
+        members.rejoin(from, to);
+        members.wait_replayed(from, flushed(&members.nodes[to]));
+    }
+    let end = flushed(&members.nodes[1]);
+    running.wait_shipped(end);
+    let status = running.now();
+    assert_eq!((status.failovers.len(), status.counters.timeline_switches), (3, 3));
+    assert_eq!((status.gaps, status.beyond_fork), (vec![], vec![]));
+    assert!(status.conflict.is_none());
+    running.stop();
+    assert_whole(&vault, &members.nodes[1], 4, end);
+}
+
+#[test]
+fn two_failovers_in_a_row_are_followed_to_the_last() {
+    let dir = test_dir();
+    let mut members = Members::start(dir.path(), 3, 17, &[]);
+    let vault = Vault::new(dir.path());
+    let running = begin(&members, &vault);
+    fill(&members, 0, "one");
+    let end = flushed(&members.nodes[0]);
+    members.wait_replayed(1, end);
+    members.wait_replayed(2, end);
+    members.nodes[0].kill();
+    members.nodes[1].promote();
+    members.follow(2, 1);
+    fill(&members, 1, "two");
+    members.wait_replayed(2, flushed(&members.nodes[1]));
+    members.nodes[1].kill();
+    members.nodes[2].promote();
+    fill(&members, 2, "three");
+    wait_on(&running, &members, 2, 3);
+    let end = flushed(&members.nodes[2]);
+    running.wait_shipped(end);
+    assert_eq!(running.now().gaps, vec![]);
+    running.stop();
+    assert_whole(&vault, &members.nodes[2], 3, end);
+}
+
+#[test]
+fn a_timeline_may_skip_numbers_and_pass_nine_and_sixteen() {
+    let dir = test_dir();
+    let mut members = Members::start(dir.path(), 2, 15, &[]);
+    let vault = Vault::new(dir.path());
+    let running = begin(&members, &vault);
+    fill(&members, 0, "one");
+    members.wait_replayed(1, flushed(&members.nodes[0]));
+    // Other recoveries took these numbers: a promotion takes the first that is free.
+    for number in 2..=9 {
+        let name = TimelineId::new(number).unwrap().history_file_name();
+        let path = members.nodes[1].data.join("pg_wal").join(name);
+        fs::write(&path, "1\t0/100028\tanother recovery\n").unwrap();
+        crate::support::pg::give_to_server_user(&path);
+    }
+    members.nodes[0].kill();
+    members.nodes[1].promote();
+    fill(&members, 1, "ten");
+    wait_on(&running, &members, 1, 10);
+    let mut third = members.nodes[1].make_standby(dir.path(), "third");
+    third.start();
+    let end = flushed(&members.nodes[1]);
+    running.wait_shipped(end);
+    running.stop();
+    assert_whole(&vault, &members.nodes[1], 10, end);
+    // pgvault is down while the next failover happens, past sixteen; and the servers are others by then.
+    for number in 11..=16 {
+        let name = TimelineId::new(number).unwrap().history_file_name();
+        let path = third.data.join("pg_wal").join(name);
+        fs::write(&path, "1\t0/100028\tanother recovery\n").unwrap();
+        crate::support::pg::give_to_server_user(&path);
+    }
+    fill(&members, 1, "unseen");
+    let seen = flushed(&members.nodes[1]);
+    members.nodes.push(third);
+    members.wait_replayed(2, seen);
+    members.nodes[1].kill();
+    members.nodes[2].promote();
+    fill(&members, 2, "seventeen");
+    let running = vault.start(&members.conninfo());
+    let status = wait_on(&running, &members, 2, 17);
+    assert_eq!(status.failovers.last().map(|failover| failover.timeline.get()), Some(17));
+    let end = flushed(&members.nodes[2]);
+    running.wait_shipped(end);
+    assert_eq!(running.now().gaps, vec![]);
+    running.stop();
+    assert_whole(&vault, &members.nodes[2], 17, end);
+}
+
+#[test]
+fn without_a_primary_a_standby_is_streamed_from_until_there_is_one() {
+    let dir = test_dir();
+    let mut members = Members::start(dir.path(), 3, 18, &[]);
+    let vault = Vault::new(dir.path());
+    let running = begin(&members, &vault);
+    running.wait_shipped(flushed(&members.nodes[0]));
+    running.stop();
+    // Written and replicated while pgvault is away; then the only primary is gone.
+    fill(&members, 0, "unseen");
+    let unseen = flushed(&members.nodes[0]);
+    members.wait_replayed(1, unseen);
+    members.wait_replayed(2, unseen);
+    members.nodes[0].kill();
+    let running = vault.start(&members.conninfo());
+    running.wait_shipped(unseen);
+    let status = running.wait("streaming from a standby", WalStatus::streaming);
+    assert_eq!((status.primary, status.error.is_none()), (None, true));
+    assert!(status.source.is_some_and(|(_, port)| port != members.nodes[0].port));
+    members.nodes[2].promote();
+    members.follow(1, 2);
+    fill(&members, 2, "after");
+    wait_on(&running, &members, 2, 2);
+    let end = flushed(&members.nodes[2]);
+    running.wait_shipped(end);
+    assert_eq!(running.now().gaps, vec![]);
+    running.stop();
+    assert_whole(&vault, &members.nodes[2], 2, end);
+}
+
+#[test]
+fn a_standby_that_is_behind_what_we_hold_is_waited_for_without_an_alarm() {
+    let dir = test_dir();
+    let mut members = Members::start(dir.path(), 2, 15, &[]);
+    let vault = Vault::new(dir.path());
+    let running = begin(&members, &vault);
+    members.wait_replayed(1, flushed(&members.nodes[0]));
+    members.cut_off(1);
+    for _ in 0..3 {
+        fill(&members, 0, "ahead");
+    }
+    running.wait_flushed(flushed(&members.nodes[0]));
+    assert!(members.nodes[0].stop("fast", FAST));
+    let status = running.wait("the standby is waited for", |status| {
+        !status.streaming()
+            && status.error.as_ref().is_some_and(|error| error.to_string().contains("nothing is missing here"))
+    });
+    assert!(!status.state.needs_a_person(), "{status:#?}");
+    // The primary is back; the standby catches up from it.
+    members.nodes[0].start();
+    wait_on(&running, &members, 0, 1);
+    let end = flushed(&members.nodes[0]);
+    running.wait_shipped(end);
+    let status = running.now();
+    assert_eq!((status.failovers.len(), status.gaps.len(), status.beyond_fork.len()), (0, 0, 0));
+    running.stop();
+    assert_whole(&vault, &members.nodes[0], 1, end);
+}
+
+#[test]
+fn a_slot_that_the_new_primary_does_not_have_costs_nothing_while_its_wal_is_there_and_is_a_gap_when_not() {
+    let dir = test_dir();
+    let settings = [("wal_keep_size", "0"), ("min_wal_size", "2MB"), ("max_wal_size", "2MB")];
+    let mut members = Members::start(dir.path(), 2, 15, &settings);
+    let vault = Vault::new(dir.path());
+    let running = begin(&members, &vault);
+    let before = flushed(&members.nodes[0]);
+    members.wait_replayed(1, before);
+    running.wait_shipped(before);
+    running.stop();
+    members.nodes[0].kill();
+    let new = &members.nodes[1];
+    new.promote();
+    let drop_slots = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE NOT active";
+    new.sql(drop_slots);
+    for _ in 0..6 {
+        fill(&members, 1, "lost");
+        new.sql("CHECKPOINT");
+    }
+    let running = vault.start(&members.conninfo());
+    let status = wait_on(&running, &members, 1, 2);
+    assert_eq!(status.gaps.len(), 1, "{status:#?}");
+    let failover = status.failovers.last().unwrap();
+    assert_eq!((failover.timeline.get(), failover.gap), (2, true));
+    assert!(status.gaps[0].from >= before && status.gaps[0].to > status.gaps[0].from, "{:?}", status.gaps);
+    fill(&members, 1, "after");
+    running.wait_shipped(flushed(&members.nodes[1]));
+    assert_eq!(running.now().gaps, status.gaps);
+    running.stop();
+}
