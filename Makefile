@@ -15,6 +15,11 @@ demo: setup-demo ## the main job on a throw-away PostgreSQL, in under a minute
 test: setup ## the whole test suite
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --workspace --locked
 
+# Each has its own etcd, members and ports; one at a time, since their figures are times.
+integration: setup ## pgvault beside Patroni with etcd, and repmgr: switchovers and killed leaders
+	@scripts/setup-integration.sh
+	cargo test --locked --test suite -- --ignored --nocapture --test-threads=1 patroni:: repmgr::
+
 lint: ## formatting, clippy, licences and sources of dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -43,4 +48,4 @@ setup: ## PostgreSQL and S3 servers for the tests
 setup-demo: ## PostgreSQL of the distribution, for the demo
 	@scripts/setup.sh
 
-.PHONY: help demo test lint fmt bench bench-backup bench-wal docs setup setup-demo
+.PHONY: help demo test integration lint fmt bench bench-backup bench-wal docs setup setup-demo

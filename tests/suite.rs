@@ -24,6 +24,7 @@ mod layering;
 mod local_store_survives;
 mod main_job;
 mod oracle_is_sharp;
+mod patroni;
 mod primary_connects;
 mod receive;
 mod recover_branches;

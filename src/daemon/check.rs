@@ -1,6 +1,9 @@
 //! Named checks: each says what holds, and what to do where it does not. Pure, from what is known and what was tried.
 
+mod patroni;
 mod server;
+mod slots;
+mod synchronous;
 
 use chrono::{DateTime, Utc};
 use recovery::BackupStatus;
@@ -13,7 +16,10 @@ use super::view::ClusterView;
 use crate::error::Error;
 use crate::storage::PutIfAbsent;
 use crate::wal_pipeline::SpoolLevel;
-use server::{clock, connection, max_slot_wal_keep_size, replication, role, slot, slots_and_senders, wal_level};
+use patroni::patroni;
+use server::{clock, connection, replication, role, slots_and_senders, wal_level};
+use slots::{idle_replication_slot_timeout, max_slot_wal_keep_size, slot};
+use synchronous::synchronous;
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -68,7 +74,7 @@ impl Finding {
 }
 
 /// Every check, in the order in which they are shown. Fixed, so that every series of `pgvault_check_ok` always exists.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 17] = [
     "configuration",
     "connection",
     "replication",
@@ -76,7 +82,9 @@ pub const NAMES: [&str; 15] = [
     "wal_level",
     "slots_and_senders",
     "max_slot_wal_keep_size",
+    "idle_replication_slot_timeout",
     "clock",
+    "patroni",
     "slot",
     "streaming",
     "synchronous",
@@ -96,7 +104,9 @@ pub fn findings(view: &ClusterView, probes: &Probes, now: DateTime<Utc>) -> Vec<
         wal_level(view),
         slots_and_senders(view),
         max_slot_wal_keep_size(view),
+        idle_replication_slot_timeout(view),
         clock(view),
+        patroni(view),
         slot(view),
         streaming(view),
         synchronous(view),
@@ -159,28 +169,6 @@ fn streaming(view: &ClusterView) -> Finding {
         .fix("look at the store: pgvault repo check");
     }
     Finding::new(name, Fine, format!("WAL is streaming{lag}"))
-}
-
-fn synchronous(view: &ClusterView) -> Finding {
-    let name = "synchronous";
-    let names = view.primary().and_then(|member| member.settings.as_ref()?.synchronous_standby_names.clone());
-    let ours = view.application_name.as_str();
-    let listed = names.as_deref().map(|names| names.contains(ours) || names.contains('*'));
-    match (view.synchronous, listed) {
-        (false, Some(true)) if names.as_deref().is_some_and(|names| names.contains(ours)) => Finding::new(
-            name,
-            Warn,
-            "synchronous_standby_names lists this receiver, and `synchronous` is off: commits wait for group flushes",
-        )
-        .fix("set `synchronous = true` in the cluster's section"),
-        (false, _) => Finding::new(name, Skipped, "not asked for"),
-        (true, None) => Finding::new(name, Skipped, "not visible to this role"),
-        (true, Some(true)) => Finding::new(name, Fine, format!("synchronous_standby_names lists {ours}")),
-        (true, Some(false)) => {
-            Finding::new(name, Failed, format!("commits do not wait: {ours} is not in synchronous_standby_names"))
-                .fix(format!("ALTER SYSTEM SET synchronous_standby_names = '{ours}'; SELECT pg_reload_conf();"))
-        }
-    }
 }
 
 fn spool(view: &ClusterView) -> Finding {

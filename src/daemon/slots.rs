@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
 use crate::primary::sql::{MemberSlot, SqlSession};
@@ -19,6 +19,11 @@ pub mod decide;
 use branch::Branch;
 use decide::{Act, Ours, Seen, SeenSlot, Why, decide};
 
+/// PostgreSQL 18 gives up slots that nobody has used for `idle_replication_slot_timeout`, a minute or more.
+const IDLE_TIMEOUT_SINCE: u32 = 180_000;
+/// How often a slot that need not move is used all the same.
+const TOUCH_EVERY: Duration = Duration::from_secs(20);
+
 /// Cares for the slots of one cluster.
 #[derive(Debug)]
 pub struct SlotKeeper {
@@ -26,6 +31,8 @@ pub struct SlotKeeper {
     clock: Arc<dyn Clock>,
     /// Since when a member has been on a branch that we left.
     left: HashMap<Host, Instant>,
+    /// When the slot of a member was last used by us.
+    touched: HashMap<Host, Instant>,
     /// What was last logged of a member, so that it is logged once.
     said: HashMap<Host, String>,
 }
@@ -33,7 +40,7 @@ pub struct SlotKeeper {
 impl SlotKeeper {
     /// For a slot of this name.
     pub(super) fn new(slot: SlotName, clock: Arc<dyn Clock>) -> Self {
-        Self { slot, clock, left: HashMap::new(), said: HashMap::new() }
+        Self { slot, clock, left: HashMap::new(), touched: HashMap::new(), said: HashMap::new() }
     }
 
     /// Looks at the slot on one member and does what has to be done. Why that did not succeed, if it did not.
@@ -65,12 +72,18 @@ impl SlotKeeper {
         let (session, name) = (member.session, &self.slot);
         let look = session.member_slot(name).await?;
         let Some(end) = look.end else { return Ok(Act::Leave(Why::UpToDate)) };
+        let now = self.clock.instant();
+        let since = |times: &HashMap<Host, Instant>| {
+            times.get(member.host).map(|&then| now.saturating_duration_since(then))
+        };
         let seen = Seen {
             in_recovery: look.in_recovery,
             end,
             slot: look.slot.map(seen_slot),
             is_source: wal.primary.as_ref().is_some_and(|source| is_host(member.host, source)),
-            left_for: self.left.get(member.host).map(|since| self.clock.instant() - *since).unwrap_or_default(),
+            left_for: since(&self.left).unwrap_or_default(),
+            touch: session.server_version().number() >= IDLE_TIMEOUT_SINCE
+                && since(&self.touched).is_none_or(|idle| idle >= TOUCH_EVERY),
         };
         let mut act = decide(ours, &seen, None);
         if act == Act::AskBranch {
@@ -86,7 +99,6 @@ impl SlotKeeper {
         }
         let left = matches!(act, Act::Leave(Why::Left | Why::LeftLately) | Act::Drop);
         if left {
-            let now = self.clock.instant();
             self.left.entry(member.host.clone()).or_insert(now);
         } else {
             self.left.remove(member.host);
@@ -95,9 +107,12 @@ impl SlotKeeper {
             Act::Leave(_) | Act::AskBranch => true,
             Act::Create => made(session.create_physical_slot(name).await)?,
             Act::Renew => session.drop_slot(name).await? && made(session.create_physical_slot(name).await)?,
-            Act::Advance(to) => session.advance_slot(name, to).await?.is_some(),
+            Act::Advance(to) | Act::Touch(to) => session.advance_slot(name, to).await?.is_some(),
             Act::Drop => session.drop_slot(name).await?,
         };
+        if !matches!(act, Act::Leave(_)) {
+            self.touched.insert(member.host.clone(), now);
+        }
         if may { Ok(act) } else { Err(PgError::Protocol("the role lacks REPLICATION".to_owned())) }
     }
 }
@@ -159,7 +174,7 @@ fn describe(act: Act) -> Option<String> {
         Act::Leave(Why::LeftLately) => "the member is on a branch that was left: its slot goes unless it comes back",
         Act::Leave(Why::OtherBranch) => "the member is on another branch: its slot is left alone",
         Act::Leave(Why::NotOurs) => "a logical slot has our name: it is left alone",
-        Act::Leave(_) | Act::AskBranch | Act::Advance(_) => return None,
+        Act::Leave(_) | Act::AskBranch | Act::Advance(_) | Act::Touch(_) => return None,
     };
     Some(text.to_owned())
 }

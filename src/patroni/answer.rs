@@ -3,7 +3,7 @@
 use serde_json::Value;
 use wal::TimelineId;
 
-use super::topology::{KnownMember, Role, Topology};
+use super::topology::{KnownMember, Role, SlotRules, Topology};
 use crate::primary::{Host, HostName};
 
 /// No cluster has more members; an answer that claims to is none.
@@ -35,7 +35,29 @@ pub fn read(body: &[u8]) -> Result<Topology, AnswerError> {
     Ok(Topology {
         members: members.iter().filter_map(member).collect(),
         paused: document["pause"] == true,
+        slots: None,
         error: None,
+    })
+}
+
+/// Reads what `GET /config` answers: the dynamic configuration.
+pub fn read_slot_rules(body: &[u8]) -> Result<SlotRules, AnswerError> {
+    let document: Value = serde_json::from_slice(body).map_err(|error| AnswerError::NotJson(error.to_string()))?;
+    let text = |value: &Value, name: &str| value[name].as_str().map(str::to_owned);
+    let permanent = document["slots"].as_object().into_iter().flatten();
+    // Without a type a permanent slot is a physical one, unless it names a database.
+    let physical = |value: &Value| match value["type"].as_str() {
+        Some(kind) => kind == "physical",
+        None => value["database"].is_null(),
+    };
+    let ignored = document["ignore_slots"].as_array().into_iter().flatten();
+    Ok(SlotRules {
+        permanent: permanent.filter(|(_, slot)| physical(slot)).map(|(name, _)| name.clone()).collect(),
+        // A matcher that names a plugin or a database means logical slots.
+        ignored: ignored
+            .filter(|matcher| matcher.is_object() && matcher["database"].is_null() && matcher["plugin"].is_null())
+            .map(|matcher| (text(matcher, "name"), text(matcher, "type")))
+            .collect(),
     })
 }
 
@@ -90,6 +112,23 @@ mod tests {
     fn a_standby_leader_is_a_leader_in_recovery() {
         let topology = read(br#"{"members":[{"name":"a","role":"standby_leader","host":"h","port":5432}]}"#).unwrap();
         assert_eq!(topology.leader().unwrap().role, Role::StandbyLeader);
+    }
+
+    #[test]
+    fn it_is_read_who_cares_for_which_slot() {
+        use crate::patroni::SlotOwner::{Ignored, Nobody, Permanent};
+        let body = br#"{"ttl": 20, "slots": {"mine": {"type": "physical"}, "old": {"cluster_type": "primary"},
+            "logical": {"type": "logical", "database": "x", "plugin": "test_decoding"}},
+            "ignore_slots": [{"name": "pgvault", "type": "physical"}, {"plugin": "wal2json"}, {"name": "any"}, 7]}"#;
+        let rules = read_slot_rules(body).unwrap();
+        for (slot, owner) in
+            [("mine", Permanent), ("old", Permanent), ("logical", Nobody), ("pgvault", Ignored), ("any", Ignored), ("x", Nobody)]
+        {
+            assert_eq!(rules.owner_of(slot), owner, "{slot}");
+        }
+        for nothing in [&b"{}"[..], b"[]", br#"{"slots": [], "ignore_slots": {}}"#] {
+            assert_eq!(read_slot_rules(nothing).unwrap().owner_of("pgvault"), Nobody);
+        }
     }
 
     #[test]

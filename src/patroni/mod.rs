@@ -8,7 +8,7 @@ mod topology;
 mod watch;
 
 pub use address::{InvalidUrl, PatroniUrl};
-pub use answer::{AnswerError, read};
+pub use answer::{AnswerError, read, read_slot_rules};
 pub use client::{Client, ClientError};
-pub use topology::{KnownMember, Role, Topology};
+pub use topology::{KnownMember, Role, SlotOwner, SlotRules, Topology};
 pub use watch::{ask_once, keep_asking};

@@ -11,6 +11,8 @@ pub struct Topology {
     pub members: Vec<KnownMember>,
     /// Patroni is paused: nobody is promoted by itself.
     pub paused: bool,
+    /// What Patroni does with slots, as its dynamic configuration says; `None` before that was read.
+    pub slots: Option<SlotRules>,
     /// Why nobody could be asked in the last round; what is known is older then.
     pub error: Option<String>,
 }
@@ -39,6 +41,39 @@ pub enum Role {
     StandbyLeader,
     /// Anything else.
     Replica,
+}
+
+/// `slots` and `ignore_slots` of the dynamic configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlotRules {
+    /// Names of permanent physical slots: Patroni keeps them on every member.
+    pub permanent: Vec<String>,
+    /// Name and type of slots that it leaves alone; what is absent matches anything.
+    pub ignored: Vec<(Option<String>, Option<String>)>,
+}
+
+/// Who cares for a slot under Patroni.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotOwner {
+    /// Patroni leaves it alone: it is ours.
+    Ignored,
+    /// Patroni makes and advances it.
+    Permanent,
+    /// Patroni drops it.
+    Nobody,
+}
+
+impl SlotRules {
+    /// Who cares for the physical slot of this name.
+    pub fn owner_of(&self, slot: &str) -> SlotOwner {
+        if self.permanent.iter().any(|name| name == slot) {
+            return SlotOwner::Permanent;
+        }
+        let fits = |(name, kind): &(Option<String>, Option<String>)| {
+            name.as_deref().is_none_or(|name| name == slot) && kind.as_deref().is_none_or(|kind| kind == "physical")
+        };
+        if self.ignored.iter().any(fits) { SlotOwner::Ignored } else { SlotOwner::Nobody }
+    }
 }
 
 impl Topology {

@@ -12,12 +12,14 @@ use tokio_util::sync::CancellationToken;
 use super::address::PatroniUrl;
 use super::answer;
 use super::client::Client;
-use super::topology::Topology;
+use super::topology::{SlotRules, Topology};
 use crate::primary::{Host, HostName};
 
 /// How often the API is asked. Patroni itself looks every `loop_wait`, ten seconds unless configured otherwise, but tells a
 /// change of the leader at once.
 const ASK_EVERY: Duration = Duration::from_secs(2);
+/// After so many answers the dynamic configuration is read anew.
+const CONFIGURATION_EVERY: u32 = 15;
 /// How long the name of a host may take to be looked up.
 const NAME: Duration = Duration::from_secs(2);
 
@@ -77,6 +79,8 @@ struct Asker {
     last: usize,
     /// Made anew after a failure: certificates may have been renewed.
     client: Option<Client>,
+    /// What the dynamic configuration says of slots, and how many answers ago it was read.
+    slots: (Option<SlotRules>, u32),
 }
 
 impl Asker {
@@ -97,6 +101,7 @@ impl Asker {
             match answer {
                 Ok(mut topology) => {
                     call_as_named(&mut topology, named).await;
+                    topology.slots = self.slot_rules(&client, url).await;
                     self.last = index;
                     self.client = Some(client);
                     return Ok(topology);
@@ -105,6 +110,20 @@ impl Asker {
             }
         }
         Err(failures.join("; "))
+    }
+
+    async fn slot_rules(&mut self, client: &Client, url: &PatroniUrl) -> Option<SlotRules> {
+        let (known, age) = &mut self.slots;
+        *age += 1;
+        if known.is_none() || *age >= CONFIGURATION_EVERY {
+            // An answer that cannot be had says nothing against what is known.
+            if let Ok(body) = client.get(url, "/config").await
+                && let Ok(rules) = answer::read_slot_rules(&body)
+            {
+                (*known, *age) = (Some(rules), 0);
+            }
+        }
+        known.clone()
     }
 }
 

@@ -6,11 +6,13 @@
 
 pub mod attacked;
 pub mod fake_s3;
+pub mod follow_timer;
 pub mod fuzz_targets;
 pub mod ledger;
 pub mod members;
 pub mod mutate;
 pub mod oracle;
+pub mod page;
 pub mod patroni;
 pub mod pg;
 pub mod pgvault;

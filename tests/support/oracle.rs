@@ -168,6 +168,42 @@ fn settled(attempts: Vec<Attempt>) -> Vec<Attempt> {
     attempts.into_iter().filter(|a| a.acknowledged.is_some() || !acknowledged.contains(&a.xid)).collect()
 }
 
+/// What is wrong with a server that was restored to the end, compared with the server that survived: for histories of which no
+/// single reference has all the WAL.
+pub fn compare(restored: &PgNode, survivor: &PgNode) -> Verdict {
+    let (there, here) = match (rows(survivor), rows(restored)) {
+        (Ok(there), Ok(here)) => (there, here),
+        (Err(error), _) | (_, Err(error)) => {
+            return Verdict { expected: 0, found: 0, faults: vec![Fault::Unreadable(error)] };
+        }
+    };
+    let mut faults = Vec::new();
+    let only = |a: &BTreeMap<(i32, i64), Row>, b: &BTreeMap<(i32, i64), Row>| -> Vec<(i32, i64)> {
+        a.iter().filter(|(key, row)| b.get(key).is_none_or(|other| other.hash != row.hash)).map(|(key, _)| *key).collect()
+    };
+    let (missing, extra) = (only(&there, &here), only(&here, &there));
+    if !missing.is_empty() {
+        faults.push(Fault::Missing(missing));
+    }
+    if !extra.is_empty() {
+        faults.push(Fault::Extra(extra));
+    }
+    faults.extend(broken_chains(&here));
+    let sum = restored.sql("SELECT sum(balance) FROM accounts");
+    if sum != ledger::SUM.to_string() {
+        faults.push(Fault::Sum(sum));
+    }
+    faults.extend(structure(restored));
+    Verdict { expected: there.len(), found: here.len(), faults }
+}
+
+/// Commits that were acknowledged and that this server does not have: what a failover without synchronous replication costs.
+pub fn acknowledged_and_missing(ledger: &Ledger, node: &PgNode) -> Vec<(i32, i64)> {
+    let rows = rows(node).unwrap_or_else(|error| panic!("{error}"));
+    let acknowledged = ledger.attempts().into_iter().filter(|attempt| attempt.acknowledged.is_some());
+    acknowledged.map(|attempt| (attempt.worker, attempt.seq)).filter(|key| !rows.contains_key(key)).collect()
+}
+
 /// All rows of the ledger, read past every index.
 fn rows(node: &PgNode) -> Result<BTreeMap<(i32, i64), Row>, String> {
     let sql = "SET enable_indexscan = off; SET enable_indexonlyscan = off; SET enable_bitmapscan = off;

@@ -3,10 +3,36 @@ use crate::daemon::probe::RepositoryProbe;
 use crate::daemon::view::Member;
 use crate::daemon::view::samples::{NOW, at, backup, primary, stored, unknown, well};
 use crate::error::ErrorCode;
+use crate::patroni::{KnownMember, Role, SlotRules, Topology};
+use crate::primary::{Host, HostName};
 use crate::wal_pipeline::WalState;
 
 fn check(view: &ClusterView) -> Vec<Finding> {
     findings(view, &Probes::default(), at(NOW))
+}
+
+/// What Patroni tells of one member with this host and name, and of our slot: 0 ignored, 1 unknown, 2 permanent.
+fn patroni(host: &str, name: &str, slot: usize) -> Topology {
+    let host = Host { name: HostName::Tcp(host.to_owned()), address: None, port: 5432 };
+    let (name, state) = (name.to_owned(), "running".to_owned());
+    let rules = [
+        SlotRules { ignored: vec![(Some("pgvault".to_owned()), None)], ..SlotRules::default() },
+        SlotRules::default(),
+        SlotRules { permanent: vec!["pgvault".to_owned()], ..SlotRules::default() },
+    ];
+    Topology {
+        members: vec![KnownMember { name, host, role: Role::Leader, state, timeline: None }],
+        slots: Some(rules[slot].clone()),
+        ..Topology::default()
+    }
+}
+
+#[test]
+fn patroni_and_pgvault_agree_with_either_owner_of_the_slot() {
+    let agreed = ClusterView { patroni: Some(patroni("pg1", "pg1", 0)), ..well() };
+    assert_eq!(of(&check(&agreed), "patroni").status, Fine, "{:?}", of(&check(&agreed), "patroni"));
+    let theirs = ClusterView { patroni: Some(patroni("pg1", "pg1", 2)), create_slot: false, ..well() };
+    assert_eq!(of(&check(&theirs), "patroni").status, Fine);
 }
 
 fn of<'a>(found: &'a [Finding], name: &str) -> &'a Finding {
@@ -62,6 +88,40 @@ fn whatever_is_wrong_says_what_to_do() {
             });
         }),
         ("slot", Warn, |view| view.slot = None),
+        ("slot", Failed, |view| view.members[0].slots.as_mut().unwrap()[0].restart_lsn = None),
+        ("slot", Failed, |view| view.members[0].slots.as_mut().unwrap()[0].physical = false),
+        ("slot", Warn, |view| view.wal.as_mut().unwrap().primary = Some(("pg9".to_owned(), 5432))),
+        ("slot", Warn, |view| {
+            let trouble = Some("all replication slots are in use".to_owned());
+            view.members.push(Member {
+                host: "pg2".to_owned(),
+                in_recovery: Some(true),
+                slots: Some(Vec::new()),
+                slot_trouble: trouble,
+                ..primary()
+            });
+        }),
+        ("max_slot_wal_keep_size", Warn, |view| {
+            let mut standby = Member { host: "pg2".to_owned(), in_recovery: Some(true), ..primary() };
+            standby.settings.as_mut().unwrap().max_slot_wal_keep_size = Some(None);
+            view.members.push(standby);
+        }),
+        ("idle_replication_slot_timeout", Warn, |view| {
+            let timeout = Some(std::time::Duration::from_secs(3600));
+            view.members[0].settings.as_mut().unwrap().idle_replication_slot_timeout = timeout;
+        }),
+        ("patroni", Warn, |view| view.patroni = Some(Topology { error: Some("refused".to_owned()), ..Topology::default() })),
+        ("patroni", Warn, |view| view.patroni = Some(patroni("pg2", "pg1", 0))),
+        ("patroni", Failed, |view| view.patroni = Some(patroni("pg1", "PGVault", 0))),
+        ("patroni", Failed, |view| view.patroni = Some(patroni("pg1", "pg1", 1))),
+        ("patroni", Warn, |view| view.patroni = Some(patroni("pg1", "pg1", 2))),
+        ("patroni", Warn, |view| {
+            view.create_slot = false;
+            view.patroni = Some(patroni("pg1", "pg1", 0));
+        }),
+        ("synchronous", Warn, |view| {
+            view.members[0].settings.as_mut().unwrap().synchronous_standby_names = Some("*".to_owned());
+        }),
         ("connection", Failed, |view| {
             view.members.push(primary());
             view.members.iter_mut().for_each(|member| member.in_recovery = Some(true));

@@ -36,6 +36,8 @@ pub struct Seen {
     pub is_source: bool,
     /// For how long it has been seen on a branch that we left.
     pub left_for: Duration,
+    /// Whether the server gives up slots that are idle (`idle_replication_slot_timeout`, 18+) and this one has been for long.
+    pub touch: bool,
 }
 
 /// A slot of our name.
@@ -64,6 +66,8 @@ pub enum Act {
     Renew,
     /// Let it keep less: from here on.
     Advance(Lsn),
+    /// Advance it to where it stands: nothing changes but the server's clock of its idleness.
+    Touch(Lsn),
     /// Nothing that we may need comes from this member: let it keep nothing.
     Drop,
 }
@@ -106,7 +110,7 @@ pub fn decide(ours: &Ours, seen: &Seen, branch: Option<&Branch>) -> Act {
         && seen.left_for.is_zero()
         && !frees_a_segment(kept, ours.branch.end.min(seen.end), ours.segment_size)
     {
-        return Act::Leave(Why::UpToDate);
+        return if seen.touch { Act::Touch(kept) } else { Act::Leave(Why::UpToDate) };
     }
     let Some(branch) = branch else { return Act::AskBranch };
     match (ours.branch.relation_to(branch), kept) {

@@ -19,7 +19,7 @@ fn ours() -> Ours {
 const FORK: &str = "1\t0/3200000\tx\n";
 
 fn standby(slot: Option<SeenSlot>) -> Seen {
-    Seen { in_recovery: true, end: Lsn::new(1000 * MB), slot, is_source: false, left_for: Duration::ZERO }
+    Seen { in_recovery: true, end: Lsn::new(1000 * MB), slot, is_source: false, left_for: Duration::ZERO, touch: false }
 }
 
 fn keeps(from: u64) -> Option<SeenSlot> {
@@ -40,6 +40,13 @@ fn every_case_has_one_answer() {
         ("a standby that lost it", ours(), standby(lost), None, Act::AskBranch),
         ("gets it anew", ours(), standby(lost), here(90 * MB), Act::Renew),
         ("no whole segment to free", ours(), standby(keeps(97 * MB)), None, Act::Leave(Why::UpToDate)),
+        (
+            "no segment to free, idle for long",
+            ours(),
+            Seen { touch: true, ..standby(keeps(97 * MB)) },
+            None,
+            Act::Touch(Lsn::new(97 * MB)),
+        ),
         ("already ahead of us", ours(), standby(keeps(300 * MB)), None, Act::Leave(Why::UpToDate)),
         ("a segment to free", ours(), standby(keeps(70 * MB)), None, Act::AskBranch),
         ("up to what we hold", ours(), standby(keeps(70 * MB)), here(200 * MB), Act::Advance(Lsn::new(100 * MB))),

@@ -1,0 +1,170 @@
+//! Does pgvault follow a cluster under Patroni, with either owner of the slot, and lose nothing? Run by `make integration`.
+
+use std::time::{Duration, Instant};
+
+use wal::Lsn;
+
+use crate::support::follow_timer::FollowTimer;
+use crate::support::ledger::{Ledger, Load};
+use crate::support::oracle::{acknowledged_and_missing, compare};
+use crate::support::page::snippet;
+use crate::support::patroni::PatroniCluster;
+use crate::support::pg::{PgNode, give_to_server_user, test_dir};
+use crate::support::pgvault::Pgvault;
+use crate::support::restored::wait_promoted;
+use crate::support::scene::{LIMIT, wait_stored};
+
+const PAGE: &str = "docs/INTEGRATIONS.md";
+const MAJOR: u32 = 17;
+
+/// A cluster under load, with pgvault configured as the page says.
+struct Setup {
+    cluster: PatroniCluster,
+    pgvault: Pgvault,
+    ledger: Ledger,
+    load: Load,
+    began: Instant,
+    // Last, so that it outlives everything.
+    dir: tempfile::TempDir,
+}
+
+/// Starts the cluster as the page's section says, with these words of Patroni besides.
+fn setup(section: &str, more: &str) -> Setup {
+    let began = Instant::now();
+    let dir = test_dir();
+    let cluster = PatroniCluster::start(dir.path(), 3, MAJOR, &(snippet(PAGE, section, "yaml") + more));
+    let leader = cluster.leader().unwrap();
+    let ledger = Ledger::create(&cluster.member(&leader).node, &dir.path().join("ledger"), None);
+    let pgvault = Pgvault::new(dir.path());
+    // The page's members are these.
+    let toml = snippet(PAGE, section, "toml")
+        .replace("host=pg1,pg2,pg3 user=pgvault", &cluster.conninfo(&[0, 1, 2]))
+        .replace("host=pg1 user=pgvault", &cluster.conninfo(&[0]))
+        .replace("[\"http://pg1:8008\", \"http://pg2:8008\", \"http://pg3:8008\"]", &cluster.urls());
+    assert!(!toml.contains("pg1"), "{toml}");
+    pgvault.config(&format!("{toml}schedule = \"\"\nmax_rpo = \"500ms\"\n"));
+    let load = ledger.load(&cluster.member(&leader).node, 3);
+    load.wait_for_more(20);
+    Setup { cluster, pgvault, ledger, load, began, dir }
+}
+
+impl Setup {
+    fn leader(&self) -> &PgNode {
+        &self.cluster.member(&self.cluster.leader().unwrap()).node
+    }
+
+    /// Lets something happen to the leader, waits until another one is followed, and goes on writing there.
+    fn change_of_leader(&mut self, what: &str, happen: impl FnOnce(&mut PatroniCluster, &str)) {
+        let before = self.cluster.leader().unwrap();
+        let others = self.cluster.members().iter().filter(|member| member.name != before);
+        let timer = FollowTimer::start(others.map(|member| &member.node));
+        let start = Instant::now();
+        happen(&mut self.cluster, &before);
+        self.cluster.wait("another leader", |cluster| cluster.leader().is_some_and(|leader| leader != before));
+        let after = self.cluster.leader().unwrap();
+        self.load.redirect(&self.cluster.member(&after).node);
+        let waited = timer.stop();
+        println!(
+            "{what}: {before} -> {after} in {:.1} s; streaming {} ms after the new primary accepts",
+            start.elapsed().as_secs_f64(),
+            waited.as_millis()
+        );
+        self.pgvault.wait_streaming();
+        self.load.wait_for_more(50);
+    }
+
+    /// Every member has the slot, and none of them keeps much.
+    fn slots_follow(&self) {
+        let restart = |node: &PgNode| -> Option<Lsn> {
+            let sql = "SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'pgvault'";
+            node.try_sql(sql).ok()?.parse().ok()
+        };
+        self.leader().sql("SELECT pg_switch_wal()");
+        let end: Lsn = self.leader().sql("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+        self.pgvault.wait("slots on every member, near the end", LIMIT, || {
+            let near = |node| restart(node).is_some_and(|kept| end.bytes_since(kept) <= 2 << 20);
+            self.cluster.members().iter().all(|member| near(&member.node))
+        });
+    }
+
+    /// Ends the load, restores to the end, and compares with the surviving primary. Whether every acknowledged commit must be
+    /// there is up to PostgreSQL: with synchronous replication it is.
+    fn nothing_is_lost(self, all_survive: bool) {
+        let leader = self.cluster.leader().unwrap();
+        let leader = &self.cluster.member(&leader).node;
+        self.load.stop();
+        wait_stored(&self.pgvault, leader);
+        let (code, window) = self.pgvault.json(&["window", "main"]);
+        assert_eq!(code, 0, "{window}");
+        assert_eq!(window["gaps"].as_array().map(Vec::len), Some(0), "contiguity is proven: {window}");
+        let mut restored = PgNode::at(self.dir.path(), "restored", MAJOR);
+        self.pgvault.ok(["recover", "main", "--latest", "--to", restored.data.to_str().unwrap()]);
+        let data = restored.data.to_str().unwrap().to_owned();
+        let files = [("hba_file", format!("{data}/pg_hba.conf")), ("ident_file", format!("{data}/pg_ident.conf"))];
+        let files: Vec<(&str, &str)> = files.iter().map(|(name, file)| (*name, file.as_str())).collect();
+        restored.configure(&files);
+        give_to_server_user(&restored.data.join("postgresql.conf"));
+        restored.start();
+        wait_promoted(&restored);
+        let verdict = compare(&restored, leader);
+        assert!(verdict.is_exact(), "{verdict}\n{}", restored.log());
+        let lost = acknowledged_and_missing(&self.ledger, &restored);
+        assert!(!all_survive || lost.is_empty(), "acknowledged by a synchronous cluster, and not there: {lost:?}");
+        println!(
+            "{} commits acknowledged, {} rows restored, {} lost by asynchronous failover; {:.0} s in all",
+            self.ledger.attempts().iter().filter(|attempt| attempt.acknowledged.is_some()).count(),
+            verdict.found,
+            lost.len(),
+            self.began.elapsed().as_secs_f64()
+        );
+    }
+}
+
+#[test]
+#[ignore = "needs Patroni and etcd: make integration"]
+fn patroni_urls_find_members_and_leaders_and_pgvault_owns_the_slots() {
+    let mut setup = setup("pgvault owns the slot", "synchronous_mode: true\n");
+    let _daemon = setup.pgvault.serve();
+    setup.pgvault.wait_streaming();
+    let (code, backup) = setup.pgvault.json(&["backup", "now", "main", "--wait", "--fast-checkpoint"]);
+    assert_eq!(code, 0, "{backup}");
+    setup.slots_follow();
+    setup.change_of_leader("switchover", |cluster, before| {
+        let to = cluster.members().iter().find(|member| member.name != before).unwrap().name.clone();
+        cluster.switchover(&to);
+    });
+    setup.slots_follow();
+    setup.change_of_leader("kill -9 of the leader's PostgreSQL", |cluster, before| cluster.kill_postgres(before));
+    // The killed one comes back as a standby, rewound by Patroni, and gets its slot again.
+    setup.slots_follow();
+    let (_, checks) = setup.pgvault.json(&["check", "main"]);
+    let slot = checks["clusters"][0]["checks"].as_array().unwrap().iter().find(|check| check["name"] == "slot").unwrap();
+    assert_eq!(slot["status"], "ok", "{slot}");
+    setup.nothing_is_lost(true);
+}
+
+#[test]
+#[ignore = "needs Patroni and etcd: make integration"]
+fn with_several_hosts_alone_and_slots_that_patroni_owns() {
+    let mut setup = setup("Patroni owns the slot", "");
+    let _daemon = setup.pgvault.serve();
+    setup.pgvault.wait_streaming();
+    let (code, backup) = setup.pgvault.json(&["backup", "now", "main", "--wait", "--fast-checkpoint"]);
+    assert_eq!(code, 0, "{backup}");
+    setup.slots_follow();
+    setup.change_of_leader("switchover", |cluster, before| {
+        let to = cluster.members().iter().find(|member| member.name != before).unwrap().name.clone();
+        cluster.switchover(&to);
+    });
+    setup.slots_follow();
+    let mut killed = String::new();
+    setup.change_of_leader("kill -9 of the leader's whole node", |cluster, before| {
+        killed = before.to_owned();
+        cluster.kill(before);
+    });
+    setup.cluster.revive(&killed);
+    setup.slots_follow();
+    // Let the load run on a little after everything has settled.
+    std::thread::sleep(Duration::from_secs(1));
+    setup.nothing_is_lost(false);
+}

@@ -1,0 +1,78 @@
+//! How long after a server has become the primary pgvault streams from it, as the server itself sees it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::{NoTls, SimpleQueryMessage};
+
+use super::pg::PgNode;
+
+/// Watches servers of which one will become the primary.
+pub struct FollowTimer {
+    threads: Vec<JoinHandle<Option<Duration>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl FollowTimer {
+    /// Watches these standbys.
+    pub fn start<'a>(nodes: impl IntoIterator<Item = &'a PgNode>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let watch = |node: &PgNode| {
+            let (conninfo, stop) = (node.conninfo(), Arc::clone(&stop));
+            std::thread::spawn(move || watch(&conninfo, &stop))
+        };
+        Self { threads: nodes.into_iter().map(watch).collect(), stop }
+    }
+
+    /// Ends the watch; the time that the one which became the primary waited for pgvault.
+    pub fn stop(self) -> Duration {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !self.threads.iter().any(JoinHandle::is_finished) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.stop.store(true, Ordering::SeqCst);
+        let waited = self.threads.into_iter().find_map(|thread| thread.join().unwrap());
+        waited.expect("pgvault streams from the new primary within two minutes")
+    }
+}
+
+fn watch(conninfo: &str, stop: &AtomicBool) -> Option<Duration> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut accepted = None;
+    while !stop.load(Ordering::SeqCst) {
+        // A server that changes its role may end connections.
+        if let Ok(Some(waited)) = runtime.block_on(look(conninfo, stop, &mut accepted)) {
+            return Some(waited);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    None
+}
+
+async fn look(
+    conninfo: &str,
+    stop: &AtomicBool,
+    accepted: &mut Option<Instant>,
+) -> Result<Option<Duration>, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(conninfo, NoTls).await?;
+    tokio::spawn(connection);
+    let query = "SELECT pg_is_in_recovery(), EXISTS (SELECT FROM pg_stat_replication \
+                 WHERE application_name = 'pgvault' AND state IN ('catchup', 'streaming'))";
+    while !stop.load(Ordering::SeqCst) {
+        let rows = client.simple_query(query).await?;
+        let row = rows.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some((row.get(0) == Some("f"), row.get(1) == Some("t"))),
+            _ => None,
+        });
+        if let Some((true, streams)) = row {
+            let since = *accepted.get_or_insert_with(Instant::now);
+            if streams {
+                return Ok(Some(since.elapsed()));
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(None)
+}
