@@ -101,8 +101,10 @@ impl Setup {
         self.pgvault.ok(["recover", "main", "--latest", "--to", restored.data.to_str().unwrap()]);
         let data = restored.data.to_str().unwrap().to_owned();
         let files = [("hba_file", format!("{data}/pg_hba.conf")), ("ident_file", format!("{data}/pg_ident.conf"))];
-        let files: Vec<(&str, &str)> = files.iter().map(|(name, file)| (*name, file.as_str())).collect();
-        restored.configure(&files);
+        // Not less than the primary's, or recovery refuses to begin.
+        let senders = [("max_wal_senders", "20"), ("max_replication_slots", "20")];
+        let settings = files.iter().map(|(name, file)| (*name, file.as_str())).chain(senders);
+        restored.configure(&settings.collect::<Vec<_>>());
         give_to_server_user(&restored.data.join("postgresql.conf"));
         restored.start();
         wait_promoted(&restored);

@@ -80,7 +80,7 @@ impl SlotKeeper {
             in_recovery: look.in_recovery,
             end,
             slot: look.slot.map(seen_slot),
-            is_source: wal.primary.as_ref().is_some_and(|source| is_host(member.host, source)),
+            is_source: wal.source.as_ref().is_some_and(|source| is_host(member.host, source)),
             left_for: since(&self.left).unwrap_or_default(),
             touch: session.server_version().number() >= IDLE_TIMEOUT_SINCE
                 && since(&self.touched).is_none_or(|idle| idle >= TOUCH_EVERY),

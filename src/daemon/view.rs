@@ -333,6 +333,7 @@ pub(super) mod samples {
         let wal = WalStatus {
             state: WalState::Streaming,
             timeline: Some(TimelineId::FIRST),
+            source: Some(("pg1".to_owned(), 5432)),
             primary: Some(("pg1".to_owned(), 5432)),
             postgres_version: Some(170_005),
             received: Some(Lsn::new(0x500_0148)),

@@ -82,11 +82,9 @@ impl Topology {
         self.members.iter().find(|member| member.role != Role::Replica)
     }
 
-    /// Where the members are, the leader first.
+    /// Where the members are, in Patroni's order: it does not change when another one leads.
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
-        let leader = self.leader();
-        let others = self.members.iter().filter(move |member| Some(*member) != leader);
-        leader.into_iter().chain(others).map(|member| &member.host)
+        self.members.iter().map(|member| &member.host)
     }
 
     /// The member with this host and port.

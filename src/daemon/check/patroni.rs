@@ -71,7 +71,7 @@ fn disagreement(view: &ClusterView, topology: &Topology) -> Option<Finding> {
         let message = format!("Patroni's leader {} is a standby", leader.name);
         return Some(Finding::new(name, Warn, message).fix(fix));
     }
-    let (host, port) = view.wal.as_ref().filter(|wal| wal.streaming())?.primary.as_ref()?;
+    let (host, port) = view.wal.as_ref().filter(|wal| wal.streaming())?.source.as_ref()?;
     (!is_leader(host, *port)).then(|| {
         let message = format!("Patroni's leader is {} ({}), WAL is streamed from {host}:{port}", leader.name, leader.host);
         Finding::new(name, Warn, message).fix(fix)

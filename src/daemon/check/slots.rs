@@ -97,7 +97,7 @@ fn described(slot: &str, host: &str, member: &Member, row: &SlotRow) -> String {
 /// Whether the daemon streams from this member, as far as is known: without a daemon anybody may be it.
 fn is_source(view: &ClusterView, member: &Member) -> bool {
     let Some(wal) = view.wal.as_ref().filter(|wal| wal.streaming()) else { return true };
-    wal.primary.as_ref().is_none_or(|(host, port)| (host, *port) == (&member.host, member.port))
+    wal.source.as_ref().is_none_or(|(host, port)| (host, *port) == (&member.host, member.port))
 }
 
 pub(super) fn max_slot_wal_keep_size(view: &ClusterView) -> Finding {

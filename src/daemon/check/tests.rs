@@ -90,7 +90,7 @@ fn whatever_is_wrong_says_what_to_do() {
         ("slot", Warn, |view| view.slot = None),
         ("slot", Failed, |view| view.members[0].slots.as_mut().unwrap()[0].restart_lsn = None),
         ("slot", Failed, |view| view.members[0].slots.as_mut().unwrap()[0].physical = false),
-        ("slot", Warn, |view| view.wal.as_mut().unwrap().primary = Some(("pg9".to_owned(), 5432))),
+        ("slot", Warn, |view| view.wal.as_mut().unwrap().source = Some(("pg9".to_owned(), 5432))),
         ("slot", Warn, |view| {
             let trouble = Some("all replication slots are in use".to_owned());
             view.members.push(Member {
