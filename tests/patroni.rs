@@ -140,7 +140,8 @@ fn patroni_urls_find_members_and_leaders_and_pgvault_owns_the_slots() {
     // The killed one comes back as a standby, rewound by Patroni, and gets its slot again.
     setup.slots_follow();
     let (_, checks) = setup.pgvault.json(&["check", "main"]);
-    let slot = checks["clusters"][0]["checks"].as_array().unwrap().iter().find(|check| check["name"] == "slot").unwrap();
+    let slot =
+        checks["clusters"][0]["checks"].as_array().unwrap().iter().find(|check| check["name"] == "slot").unwrap();
     assert_eq!(slot["status"], "ok", "{slot}");
     setup.nothing_is_lost(true);
 }

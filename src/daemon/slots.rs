@@ -73,9 +73,8 @@ impl SlotKeeper {
         let look = session.member_slot(name).await?;
         let Some(end) = look.end else { return Ok(Act::Leave(Why::UpToDate)) };
         let now = self.clock.instant();
-        let since = |times: &HashMap<Host, Instant>| {
-            times.get(member.host).map(|&then| now.saturating_duration_since(then))
-        };
+        let since =
+            |times: &HashMap<Host, Instant>| times.get(member.host).map(|&then| now.saturating_duration_since(then));
         let seen = Seen {
             in_recovery: look.in_recovery,
             end,

@@ -121,9 +121,14 @@ mod tests {
             "logical": {"type": "logical", "database": "x", "plugin": "test_decoding"}},
             "ignore_slots": [{"name": "pgvault", "type": "physical"}, {"plugin": "wal2json"}, {"name": "any"}, 7]}"#;
         let rules = read_slot_rules(body).unwrap();
-        for (slot, owner) in
-            [("mine", Permanent), ("old", Permanent), ("logical", Nobody), ("pgvault", Ignored), ("any", Ignored), ("x", Nobody)]
-        {
+        for (slot, owner) in [
+            ("mine", Permanent),
+            ("old", Permanent),
+            ("logical", Nobody),
+            ("pgvault", Ignored),
+            ("any", Ignored),
+            ("x", Nobody),
+        ] {
             assert_eq!(rules.owner_of(slot), owner, "{slot}");
         }
         for nothing in [&b"{}"[..], b"[]", br#"{"slots": [], "ignore_slots": {}}"#] {

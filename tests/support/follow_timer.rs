@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::{NoTls, SimpleQueryMessage};
+use wal::Lsn;
 
 use super::pg::PgNode;
 
@@ -51,24 +52,29 @@ fn watch(conninfo: &str, stop: &AtomicBool) -> Option<Duration> {
     None
 }
 
+fn lsn(text: Option<&str>) -> Option<Lsn> {
+    text.and_then(|text| text.parse().ok())
+}
+
 async fn look(
     conninfo: &str,
     stop: &AtomicBool,
-    accepted: &mut Option<Instant>,
+    accepted: &mut Option<(Instant, Lsn)>,
 ) -> Result<Option<Duration>, tokio_postgres::Error> {
     let (client, connection) = tokio_postgres::connect(conninfo, NoTls).await?;
     tokio::spawn(connection);
-    let query = "SELECT pg_is_in_recovery(), EXISTS (SELECT FROM pg_stat_replication \
-                 WHERE application_name = 'pgvault' AND state IN ('catchup', 'streaming'))";
+    let query = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END, \
+                 (SELECT max(sent_lsn) FROM pg_stat_replication WHERE application_name = 'pgvault')";
     while !stop.load(Ordering::SeqCst) {
         let rows = client.simple_query(query).await?;
         let row = rows.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some((row.get(0) == Some("f"), row.get(1) == Some("t"))),
+            SimpleQueryMessage::Row(row) => Some((lsn(row.get(0)), lsn(row.get(1)))),
             _ => None,
         });
-        if let Some((true, streams)) = row {
-            let since = *accepted.get_or_insert_with(Instant::now);
-            if streams {
+        if let Some((Some(end), sent)) = row {
+            // Where its WAL ended when it first accepted: the end of its recovery, written on the new timeline, is before.
+            let (since, end) = *accepted.get_or_insert_with(|| (Instant::now(), end));
+            if sent >= Some(end) {
                 return Ok(Some(since.elapsed()));
             }
         }

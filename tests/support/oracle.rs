@@ -179,7 +179,10 @@ pub fn compare(restored: &PgNode, survivor: &PgNode) -> Verdict {
     };
     let mut faults = Vec::new();
     let only = |a: &BTreeMap<(i32, i64), Row>, b: &BTreeMap<(i32, i64), Row>| -> Vec<(i32, i64)> {
-        a.iter().filter(|(key, row)| b.get(key).is_none_or(|other| other.hash != row.hash)).map(|(key, _)| *key).collect()
+        a.iter()
+            .filter(|(key, row)| b.get(key).is_none_or(|other| other.hash != row.hash))
+            .map(|(key, _)| *key)
+            .collect()
     };
     let (missing, extra) = (only(&there, &here), only(&here, &there));
     if !missing.is_empty() {

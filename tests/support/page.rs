@@ -7,7 +7,8 @@ use std::path::Path;
 pub fn snippet(page: &str, heading: &str, language: &str) -> String {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
     let fence = format!("```{language}");
-    let mut lines = text.lines().skip_while(|line| line.trim_start_matches('#').trim() != heading || !line.starts_with('#'));
+    let mut lines =
+        text.lines().skip_while(|line| line.trim_start_matches('#').trim() != heading || !line.starts_with('#'));
     assert!(lines.next().is_some(), "{page} has no heading {heading:?}");
     let block: Vec<&str> = lines
         .take_while(|line| !line.starts_with('#'))

@@ -23,10 +23,9 @@ pub(super) fn patroni(view: &ClusterView) -> Finding {
         return Finding::new(name, Warn, format!("Patroni does not answer: {error}"))
             .fix("see what it answers: curl http://HOST:8008/cluster");
     }
-    let leader = topology.leader().map_or_else(
-        || "no leader".to_owned(),
-        |leader| format!("leader {} ({})", leader.name, leader.host),
-    );
+    let leader = topology
+        .leader()
+        .map_or_else(|| "no leader".to_owned(), |leader| format!("leader {} ({})", leader.name, leader.host));
     let paused = if topology.paused { ", paused" } else { "" };
     Finding::new(name, Fine, format!("{leader}, {} members{paused}", topology.members.len()))
 }
@@ -37,7 +36,8 @@ fn about_slot(slot: &str, ours: bool, topology: &Topology) -> Option<Finding> {
     if let Some(member) = topology.members.iter().find(|member| member.slot_name() == slot) {
         let message = format!("slot \"{slot}\" is also the slot that Patroni makes for its member \"{}\"", member.name);
         return Some(
-            Finding::new(name, Failed, message).fix("choose another name: `slot` in the cluster's section, or the member's"),
+            Finding::new(name, Failed, message)
+                .fix("choose another name: `slot` in the cluster's section, or the member's"),
         );
     }
     match (topology.slots.as_ref()?.owner_of(slot), ours) {
@@ -48,7 +48,8 @@ fn about_slot(slot: &str, ours: bool, topology: &Topology) -> Option<Finding> {
             Some(Finding::new(name, Failed, message).fix(fix))
         }
         (SlotOwner::Permanent, true) => {
-            let message = format!("slot \"{slot}\" has two owners: it is in Patroni's `slots`, and create_slot is true");
+            let message =
+                format!("slot \"{slot}\" has two owners: it is in Patroni's `slots`, and create_slot is true");
             Some(Finding::new(name, Warn, message).fix("set `create_slot = false` in the cluster's section"))
         }
         (SlotOwner::Ignored | SlotOwner::Nobody, false) => {
@@ -73,7 +74,8 @@ fn disagreement(view: &ClusterView, topology: &Topology) -> Option<Finding> {
     }
     let (host, port) = view.wal.as_ref().filter(|wal| wal.streaming())?.source.as_ref()?;
     (!is_leader(host, *port)).then(|| {
-        let message = format!("Patroni's leader is {} ({}), WAL is streamed from {host}:{port}", leader.name, leader.host);
+        let message =
+            format!("Patroni's leader is {} ({}), WAL is streamed from {host}:{port}", leader.name, leader.host);
         Finding::new(name, Warn, message).fix(fix)
     })
 }

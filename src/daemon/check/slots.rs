@@ -41,12 +41,15 @@ fn on_member(view: &ClusterView, slot: &str, member: &Member) -> Option<Finding>
     let make = if view.create_slot {
         "pgvault slot create".to_owned()
     } else {
-        format!("the HA manager has to make it, or on {host}: SELECT pg_create_physical_replication_slot('{slot}', true);")
+        format!(
+            "the HA manager has to make it, or on {host}: SELECT pg_create_physical_replication_slot('{slot}', true);"
+        )
     };
     let why = member.slot_trouble.as_ref().map_or_else(String::new, |trouble| format!(": {trouble}"));
     let Some(row) = rows.iter().find(|row| row.name == *slot) else {
         return Some(if standby {
-            let message = format!("slot \"{slot}\" is missing on the standby {host}: a failover to it may leave a gap{why}");
+            let message =
+                format!("slot \"{slot}\" is missing on the standby {host}: a failover to it may leave a gap{why}");
             Finding::new(name, Warn, message).fix(make)
         } else {
             Finding::new(name, Failed, format!("slot \"{slot}\" does not exist on {host}{why}")).fix(make)
@@ -59,11 +62,13 @@ fn on_member(view: &ClusterView, slot: &str, member: &Member) -> Option<Finding>
                 .fix("choose another name: `slot` in the cluster's section")
         }
         Some("lost") if standby => {
-            let message = format!("slot \"{slot}\" on the standby {host} is lost: a failover to it may leave a gap{why}");
+            let message =
+                format!("slot \"{slot}\" on the standby {host} is lost: a failover to it may leave a gap{why}");
             Finding::new(name, Warn, message).fix("pgvault makes it anew: pgvault status")
         }
         Some("lost") => {
-            Finding::new(name, Failed, format!("slot \"{slot}\" on {host} is lost: WAL that was needed is gone")).fix(anew)
+            Finding::new(name, Failed, format!("slot \"{slot}\" on {host} is lost: WAL that was needed is gone"))
+                .fix(anew)
         }
         Some("unreserved") => Finding::new(name, Warn, format!("slot \"{slot}\" on {host} is about to be lost"))
             .fix("let pgvault catch up: pgvault status"),
@@ -130,7 +135,8 @@ pub(super) fn idle_replication_slot_timeout(view: &ClusterView) -> Finding {
         None => Finding::new(name, Fine, "off: no slot is lost for being idle"),
         Some((limit, member)) => {
             let text = crate::config::values::format_duration(limit);
-            let message = format!("{text} on {}: an outage of pgvault that is longer loses the slot", view.label_of(member));
+            let message =
+                format!("{text} on {}: an outage of pgvault that is longer loses the slot", view.label_of(member));
             if limit < SHORT_OUTAGE {
                 Finding::new(name, Warn, message)
                     .fix("ALTER SYSTEM SET idle_replication_slot_timeout = '7d'; SELECT pg_reload_conf();")

@@ -93,17 +93,16 @@ pub(super) fn synchronous(view: &ClusterView) -> Finding {
     match (view.synchronous, read.filter(|names| names.lists(ours))) {
         (false, Some(names)) => {
             let by = if names.names(ours) { "lists this receiver" } else { "is *, which means this receiver too" };
-            let message = format!("synchronous_standby_names {by}{state}, and `synchronous` is off{}", without_us(&names));
+            let message =
+                format!("synchronous_standby_names {by}{state}, and `synchronous` is off{}", without_us(&names));
             Finding::new(name, Warn, message).fix(
                 "set `synchronous = true` in the cluster's section, or name the standbys in synchronous_standby_names",
             )
         }
         (false, None) => Finding::new(name, Skipped, "not asked for"),
-        (true, Some(names)) => Finding::new(
-            name,
-            Fine,
-            format!("synchronous_standby_names lists {ours}{state}{}", without_us(&names)),
-        ),
+        (true, Some(names)) => {
+            Finding::new(name, Fine, format!("synchronous_standby_names lists {ours}{state}{}", without_us(&names)))
+        }
         (true, None) => {
             Finding::new(name, Failed, format!("commits do not wait: {ours} is not in synchronous_standby_names"))
                 .fix(format!("ALTER SYSTEM SET synchronous_standby_names = '{ours}'; SELECT pg_reload_conf();"))

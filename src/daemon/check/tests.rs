@@ -110,7 +110,9 @@ fn whatever_is_wrong_says_what_to_do() {
             let timeout = Some(std::time::Duration::from_secs(3600));
             view.members[0].settings.as_mut().unwrap().idle_replication_slot_timeout = timeout;
         }),
-        ("patroni", Warn, |view| view.patroni = Some(Topology { error: Some("refused".to_owned()), ..Topology::default() })),
+        ("patroni", Warn, |view| {
+            view.patroni = Some(Topology { error: Some("refused".to_owned()), ..Topology::default() })
+        }),
         ("patroni", Warn, |view| view.patroni = Some(patroni("pg2", "pg1", 0))),
         ("patroni", Failed, |view| view.patroni = Some(patroni("pg1", "PGVault", 0))),
         ("patroni", Failed, |view| view.patroni = Some(patroni("pg1", "pg1", 1))),
