@@ -20,6 +20,12 @@ integration: setup ## pgvault beside Patroni with etcd, and repmgr: switchovers 
 	@scripts/setup-integration.sh
 	cargo test --locked --test suite -- --ignored --nocapture --test-threads=1 patroni:: repmgr::
 
+# Long scenarios, by name: `make test` leaves them out.
+CHAOS = failover::storm
+
+chaos: setup ## failover storms and what else takes minutes
+	RUST_TEST_THREADS=1 cargo test --locked --test suite -- --ignored --nocapture $(CHAOS)
+
 lint: ## formatting, clippy, licences and sources of dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -48,4 +54,4 @@ setup: ## PostgreSQL and S3 servers for the tests
 setup-demo: ## PostgreSQL of the distribution, for the demo
 	@scripts/setup.sh
 
-.PHONY: help demo test integration lint fmt bench bench-backup bench-wal docs setup setup-demo
+.PHONY: help demo test chaos integration lint fmt bench bench-backup bench-wal docs setup setup-demo

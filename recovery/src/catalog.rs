@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use wal::{Coverage, Lsn, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId, TimelinePath};
+use wal::{Coverage, Lsn, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId, TimelinePath, WalRange};
 
 use crate::Backup;
 
@@ -94,6 +94,19 @@ impl Catalog {
     /// Which segments recovery reads on the way to `timeline`.
     pub fn path_to(&self, timeline: TimelineId) -> TimelinePath {
         TimelinePath::new(&self.history(timeline), self.segment_size)
+    }
+
+    /// Stored WAL of each ancestor of the newest timeline beyond where it was left: after a failover to a server that lacked it,
+    /// perhaps nowhere else. Recovery with that timeline's number replays it.
+    pub fn fork_tails(&self) -> Vec<WalRange> {
+        let Some(newest) = self.histories.last_key_value().map(|(_, history)| history) else { return Vec::new() };
+        newest
+            .reigns()
+            .filter_map(|(timeline, left)| {
+                let end = self.coverage.ranges(timeline).map(|range| range.end).max()?;
+                (end > left).then_some(WalRange { timeline, start: left, end })
+            })
+            .collect()
     }
 
     /// Every timeline of which WAL or a history is stored, or a backup was taken.

@@ -14,8 +14,8 @@ use crate::primary::ServerVersion;
 use crate::wal_pipeline::{SpoolLevel, WalStatus};
 
 pub use document::{
-    BackupSummary, BackupsSummary, ClusterStatus, Primary, RepositorySummary, RunningSummary, SlotSummary, State,
-    WalSummary, WindowSummary,
+    BackupSummary, BackupsSummary, ClusterStatus, ForkTail, Primary, RepositorySummary, RunningSummary, SlotSummary,
+    State, WalSummary, WindowSummary,
 };
 
 /// The status of one cluster.
@@ -48,7 +48,20 @@ pub fn status(view: &ClusterView, now: DateTime<Utc>) -> ClusterStatus {
             wal_bytes: stored.map(|stored| stored.bytes.wal),
         },
         failovers: view.failovers.clone(),
+        fork_tails: fork_tails(view),
     }
+}
+
+/// Of what is stored, and of what this daemon noticed.
+fn fork_tails(view: &ClusterView) -> Vec<ForkTail> {
+    let mut tails = view.stored.as_deref().map(|stored| stored.catalog.fork_tails()).unwrap_or_default();
+    for noticed in view.wal.iter().flat_map(|wal| &wal.beyond_fork) {
+        match tails.iter_mut().find(|tail| (tail.timeline, tail.start) == (noticed.timeline, noticed.start)) {
+            Some(tail) => tail.end = tail.end.max(noticed.end),
+            None => tails.push(*noticed),
+        }
+    }
+    tails.iter().map(|tail| ForkTail { timeline: tail.timeline, from_lsn: tail.start, to_lsn: tail.end }).collect()
 }
 
 fn version_number(view: &ClusterView) -> Option<u32> {
@@ -290,8 +303,11 @@ fn wal_verdict(
     if promised > 0.0 && wal.rpo_seconds > promised * 3.0 + 5.0 {
         warning.push(format!("commits of the last {:.0} s are not in the repository", wal.rpo_seconds));
     }
-    if !wal.beyond_fork.is_empty() {
-        warning.push("WAL of a timeline that was left exists here beyond the fork".to_owned());
+    for tail in &wal.beyond_fork {
+        warning.push(format!(
+            "timeline {} was left at {}, and what was acknowledged beyond the fork, up to {}, exists here: pgvault recover --timeline {}",
+            tail.timeline, tail.start, tail.end, tail.timeline
+        ));
     }
 }
 

@@ -15,6 +15,7 @@ mod slot;
 mod start;
 mod trouble;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ use crate::wal_pipeline::{Failover, FollowedBranch, GapRecord, GapStore, StatusB
 
 /// How often the same WAL may be missing on the server, though its slot claims to keep it, before we go on without it.
 const PATIENCE_WITH_MISSING_WAL: u32 = 3;
+/// How often a member is asked for what another has removed, when the connection breaks meanwhile.
+const PATIENCE_WITH_A_LENDER: u32 = 3;
 /// How many changes of the timeline are remembered.
 const FAILOVERS_KEPT: usize = 50;
 /// How soon the same trouble is logged again.
@@ -93,11 +96,13 @@ enum Ended {
 }
 
 /// WAL that was asked for in vain.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Removed {
     timeline: TimelineId,
     start: Lsn,
     times: u32,
+    /// How often each member was asked for it in vain, the server that we follow included.
+    asked: BTreeMap<usize, u32>,
 }
 
 impl Receiver {
@@ -112,6 +117,10 @@ impl Receiver {
                 Ok(Ended::Session(SessionEnd::Timeline { next, switch_point })) => {
                     tracing::info!(%next, %switch_point, "timeline ended");
                     self.count_reconnect("timeline");
+                    backoff.reset();
+                    continue;
+                }
+                Ok(Ended::Session(SessionEnd::Lent)) => {
                     backoff.reset();
                     continue;
                 }
@@ -170,6 +179,7 @@ impl Receiver {
             stop: &leave,
             held_before: intake.durable(),
             standby: source.standby,
+            until: source.until,
         };
         let mut loyal = false;
         let ended = {
@@ -185,7 +195,7 @@ impl Receiver {
             }
         };
         self.loyal_to = loyal.then_some(source.member);
-        self.after_session(timeline, start, &ended)?;
+        self.after_session(timeline, start, source, &ended)?;
         match ended? {
             SessionEnd::Asked if !stop.is_cancelled() => Ok(Ended::Elsewhere),
             ended => Ok(Ended::Session(ended)),
@@ -196,17 +206,18 @@ impl Receiver {
     async fn prepare(&mut self, follower: &mut Follower) -> Result<Ready, Trouble> {
         let source = self.find_source(follower).await?;
         let met = contact(&follower.options_for(source.member)).await?;
-        let source = Source { standby: met.in_recovery, ..source };
+        let source = Source { standby: met.in_recovery || source.until.is_some(), ..source };
         self.check_identity(&met)?;
         self.compare_histories(&met)?;
         let Contact { mut connection, position: server, cadence, host, version, history_files, .. } = met;
-        let slot = self.settings.slot.clone();
+        // A lender keeps what it has for a moment without any.
+        let slot = self.settings.slot.clone().filter(|_| source.until.is_none());
         let kept_from = match &slot {
             Some(name) => slot::ensure(&mut connection, name, self.settings.create_slot).await?,
             None => None,
         };
         let gaps = self.board.read(|status| status.gaps.len());
-        let (timeline, start) = self.decide(&server, kept_from).map_err(|trouble| match trouble {
+        let (timeline, start) = self.decide(&server, kept_from, source).map_err(|trouble| match trouble {
             Trouble::Held { server_end, held } if source.standby => Trouble::Behind { server_end, held },
             other => other,
         })?;
@@ -351,7 +362,12 @@ impl Receiver {
     }
 
     /// Where to go on: after what we hold, or beyond a gap when the server has that no more.
-    fn decide(&mut self, server: &ServerPosition, kept_from: Option<Lsn>) -> Result<(TimelineId, Lsn), Trouble> {
+    fn decide(
+        &mut self,
+        server: &ServerPosition,
+        kept_from: Option<Lsn>,
+        source: Source,
+    ) -> Result<(TimelineId, Lsn), Trouble> {
         let size = self.spool.segment_size();
         let held = self.held();
         let ours = match held {
@@ -371,8 +387,10 @@ impl Receiver {
                 (timeline, start)
             }
         };
-        match (self.removed, held) {
-            (Some(removed), Some(held)) if (removed.timeline, removed.start) == (timeline, start) => {
+        match (&self.removed, held) {
+            (Some(removed), Some(held))
+                if (removed.timeline, removed.start) == (timeline, start) && source.until.is_none() =>
+            {
                 self.go_on_without(removed, held, server, kept_from)
             }
             _ => Ok((timeline, start)),
@@ -390,7 +408,7 @@ impl Receiver {
     /// The server has no more what we need next: the loss is recorded, exactly, before anything after it is taken in.
     fn go_on_without(
         &self,
-        removed: Removed,
+        removed: &Removed,
         held: Position,
         server: &ServerPosition,
         kept_from: Option<Lsn>,
@@ -471,6 +489,7 @@ impl Receiver {
         &mut self,
         timeline: TimelineId,
         start: Lsn,
+        source: Source,
         ended: &Result<SessionEnd, Trouble>,
     ) -> Result<(), Trouble> {
         match ended {
@@ -481,8 +500,13 @@ impl Receiver {
                 fault_point!("receiver.timeline_left");
             }
             Err(Trouble::Postgres(error)) if error.is_wal_removed() => {
-                let times = self.removed.filter(|r| (r.timeline, r.start) == (timeline, start)).map_or(0, |r| r.times);
-                self.removed = Some(Removed { timeline, start, times: times + 1 });
+                let known =
+                    self.removed.take().filter(|removed| (removed.timeline, removed.start) == (timeline, start));
+                let mut removed = known.unwrap_or(Removed { timeline, start, times: 0, asked: BTreeMap::new() });
+                // A member that could have lent it says nothing of the slot on the one that we follow.
+                removed.times += u32::from(source.until.is_none());
+                removed.asked.insert(source.member, PATIENCE_WITH_A_LENDER);
+                self.removed = Some(removed);
             }
             // A disk can also say at an fsync that it is full: all that is known of no failure is our own limit.
             Err(Trouble::Spool(error)) if !matches!(error, SpoolError::Full { .. }) => {

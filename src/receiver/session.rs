@@ -38,6 +38,8 @@ pub(super) enum SessionEnd {
     },
     /// The server shut down; it has had everything acknowledged.
     ServerShutdown,
+    /// The member lent what another one lacks; the rest is not its to send.
+    Lent,
 }
 
 /// What a stream works with.
@@ -53,6 +55,8 @@ pub(super) struct Session<'a> {
     pub(super) held_before: Lsn,
     /// A standby may still get what we hold.
     pub(super) standby: bool,
+    /// Where the WAL ends that is wanted from this member; `None` for all that comes.
+    pub(super) until: Option<Lsn>,
 }
 
 impl Session<'_> {
@@ -115,8 +119,12 @@ impl Session<'_> {
                                 let expected = intake.position();
                                 return Err(PgError::Protocol(format!("WAL at {start} instead of {expected}")).into());
                             }
+                            let data = self.wanted(start, data);
                             if let Err(error) = intake.write(data).await {
                                 return Err(self.refused_bytes(error, start, data));
+                            }
+                            if self.until.is_some_and(|until| intake.position() >= until) {
+                                return Ok(SessionEnd::Lent);
                             }
                             let count = data.len() as u64;
                             self.board.update_quietly(|status| status.counters.received_bytes += count);
@@ -165,6 +173,12 @@ impl Session<'_> {
                 () = self.stop.cancelled() => return Ok(SessionEnd::Asked),
             }
         }
+    }
+
+    /// What a member lends ends where another one goes on: beyond that it may have another history.
+    fn wanted<'d>(&self, start: Lsn, data: &'d [u8]) -> &'d [u8] {
+        let wanted = self.until.map_or(u64::MAX, |until| until.bytes_since(start));
+        data.get(..usize::try_from(wanted).unwrap_or(usize::MAX)).unwrap_or(data)
     }
 
     /// Ends the stream as the protocol wants it: everything received durable and reported, then CopyDone, then what the

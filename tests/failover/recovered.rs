@@ -142,6 +142,11 @@ fn both_branches_are_recovered_when_the_next_primary_lacks_what_was_acknowledged
     assert_eq!(words(&new), "after, shared|6000");
     let old = recover(&installed, dir.path(), 15, "old", &["--latest", "--timeline", "1", "--action", "promote"]);
     assert_eq!(words(&old), "only here, shared|6000");
+    // It is still told after a restart.
+    let daemon = installed.serve();
+    installed
+        .wait("the tail beyond the fork is listed", LIMIT, || status(&installed)["fork_tails"][0]["timeline"] == 1);
+    daemon.stop();
 }
 
 #[test]

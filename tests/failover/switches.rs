@@ -231,3 +231,48 @@ fn a_slot_that_the_new_primary_does_not_have_costs_nothing_while_its_wal_is_ther
     assert_eq!(running.now().gaps, status.gaps);
     running.stop();
 }
+
+#[test]
+fn wal_that_the_new_primary_has_removed_is_taken_from_a_member_that_has_it() {
+    let dir = test_dir();
+    let mut members = Members::start(dir.path(), 2, 15, &[("min_wal_size", "2MB"), ("max_wal_size", "2MB")]);
+    members.nodes[1].sql("ALTER SYSTEM SET wal_keep_size = 0");
+    members.nodes[1].sql("SELECT pg_reload_conf()");
+    let vault = Vault::new(dir.path());
+    let running = begin(&members, &vault);
+    running.wait_shipped(flushed(&members.nodes[0]));
+    running.stop();
+    for _ in 0..4 {
+        fill(&members, 0, "unseen");
+    }
+    members.wait_replayed(1, flushed(&members.nodes[0]));
+    assert!(members.nodes[0].stop("fast", FAST));
+    let new = &members.nodes[1];
+    new.promote();
+    new.sql("CHECKPOINT");
+    // Keeps what was written since the promotion, and nothing before.
+    new.sql("SELECT pg_create_physical_replication_slot('since_then', true)");
+    new.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name <> 'since_then'");
+    for _ in 0..4 {
+        fill(&members, 1, "after");
+        new.sql("CHECKPOINT");
+    }
+    let fork = history_of(new, 2).parent().unwrap().switch_point;
+    let before = fs::read_dir(new.data.join("pg_wal")).unwrap();
+    let of_timeline_1 =
+        before.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("00000001"));
+    assert!(of_timeline_1.count() <= 1, "the new primary still has the old timeline");
+    // The former primary is there again, and writes: only what the two have in common is taken from it.
+    members.nodes[0].start();
+    fill(&members, 0, "stale");
+    let running = vault.start(&members.conninfo());
+    wait_on(&running, &members, 1, 2);
+    let end = flushed(&members.nodes[1]);
+    running.wait_shipped(end);
+    let status = running.wait("the conflict is told", |status| status.conflict.is_some());
+    assert_eq!((status.gaps, status.beyond_fork), (vec![], vec![]));
+    assert_eq!(status.failovers.last().map(|failover| failover.gap), Some(false));
+    running.stop();
+    assert_whole(&vault, &members.nodes[1], 2, end);
+    assert_whole(&vault, &members.nodes[0], 1, fork);
+}

@@ -52,6 +52,19 @@ pub struct ClusterStatus {
     pub repository: RepositorySummary,
     /// Changes of the primary.
     pub failovers: Vec<Failover>,
+    /// WAL of timelines that were left, beyond where they were left: perhaps nowhere else.
+    pub fork_tails: Vec<ForkTail>,
+}
+
+/// WAL beyond a fork.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ForkTail {
+    /// The timeline to name as `--timeline`.
+    pub timeline: TimelineId,
+    /// Where it was left.
+    pub from_lsn: Lsn,
+    /// Where what is held of it ends.
+    pub to_lsn: Lsn,
 }
 
 /// Where WAL comes from.

@@ -63,6 +63,7 @@ fn the_document_has_every_member_of_the_interface() {
             "window",
             "backups",
             "failovers",
+            "fork_tails",
         ] {
             assert!(document.get(key).is_some(), "{key}");
         }

@@ -6,6 +6,7 @@
 
 mod choose;
 mod conflict;
+mod lender;
 mod scout;
 mod source;
 mod witness;
@@ -15,6 +16,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
+use wal::{Lsn, SystemIdentifier, TimelineId};
 
 pub(super) use choose::{Choice, Decision, Leaning, Ours, Seen};
 pub(crate) use source::meet;
@@ -170,7 +172,7 @@ impl Follower {
 
     /// One look at the others; at the source too when they give a reason to.
     pub(super) async fn watch_round(&mut self, source: Source, ours: &Ours) -> Decision {
-        let Source { member: source, standby } = source;
+        let Source { member: source, standby, .. } = source;
         self.ask_the_witness();
         let leaning = Leaning { loyal_to: Some(source), standby_will_do: true, ..self.leaning() };
         let now = Instant::now();
@@ -198,6 +200,18 @@ impl Follower {
             return self.look(ours, leaning).await;
         }
         Decision { choice: Choice::Primary(source), rivals: Vec::new(), strangers: Vec::new() }
+    }
+
+    /// A member other than those `asked` that should have the byte at `start` of `timeline`, by what each said last.
+    pub(super) fn lender(
+        &self,
+        asked: &[usize],
+        cluster: SystemIdentifier,
+        timeline: TimelineId,
+        start: Lsn,
+    ) -> Option<usize> {
+        let seen: Vec<Option<&Seen>> = self.members.iter().map(|member| member.seen.as_ref()).collect();
+        lender::lender(&seen, asked, cluster, timeline, start)
     }
 
     /// What a second witness says, and nothing else.

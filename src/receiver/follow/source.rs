@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use wal::{SegmentSize, TimelineHistory, TimelineId};
+use wal::{Lsn, SegmentSize, TimelineHistory, TimelineId};
 
 use super::conflict::conflict;
 use super::{Choice, Decision, Follower, Leaning, Ours, Witness};
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::ConnectOptions;
-use crate::receiver::Receiver;
 use crate::receiver::contact::{Contact, contact};
+use crate::receiver::start::{self, Start};
 use crate::receiver::trouble::Trouble;
+use crate::receiver::{PATIENCE_WITH_A_LENDER, Receiver};
 
 /// How long we do without any source before a standby will do: a primary that is only restarted is back by then.
 const BEFORE_A_STANDBY: Duration = Duration::from_secs(2);
@@ -23,6 +24,14 @@ pub(in crate::receiver) struct Source {
     pub(in crate::receiver) member: usize,
     /// Whether it was a standby when it was chosen.
     pub(in crate::receiver) standby: bool,
+    /// It only lends what the member to follow has removed, up to this position.
+    pub(in crate::receiver) until: Option<Lsn>,
+}
+
+impl Source {
+    fn primary(member: usize) -> Self {
+        Self { member, standby: false, until: None }
+    }
 }
 
 impl Receiver {
@@ -32,7 +41,7 @@ impl Receiver {
         follower: &mut Follower,
     ) -> std::result::Result<Source, Trouble> {
         if follower.count() == 1 {
-            return Ok(Source { member: 0, standby: false });
+            return Ok(Source::primary(0));
         }
         let ours = self.ours()?;
         let without_since = *self.without_since.get_or_insert_with(Instant::now);
@@ -40,10 +49,12 @@ impl Receiver {
         let leaning = Leaning { loyal_to: self.loyal_to, standby_will_do: waited, ..follower.leaning() };
         let decision = follower.look(&ours, leaning).await;
         match decision.choice {
-            Choice::Primary(member) => Ok(Source { member, standby: false }),
-            Choice::Standby(member) => Ok(Source { member, standby: true }),
+            Choice::Primary(member) | Choice::Standby(member) => {
+                let standby = matches!(decision.choice, Choice::Standby(_));
+                Ok(self.lender(follower, &ours, member).unwrap_or(Source { standby, ..Source::primary(member) }))
+            }
             // Its refusal is told by the same checks as any other's; but first the right one may come.
-            Choice::Refused(member) if waited => Ok(Source { member, standby: false }),
+            Choice::Refused(member) if waited => Ok(Source::primary(member)),
             Choice::Nobody if waited && !decision.rivals.is_empty() => {
                 self.note_conflict(follower, &decision);
                 let cluster = self.settings.cluster.as_str();
@@ -51,6 +62,27 @@ impl Receiver {
             }
             Choice::Refused(_) | Choice::Nobody => Err(Trouble::NoSource(follower.nobody())),
         }
+    }
+
+    /// When the member to follow has removed what we need next: another one that has it, and up to where it is wanted.
+    fn lender(&mut self, follower: &Follower, ours: &Ours, chosen: usize) -> Option<Source> {
+        let cluster = self.spool.system_identifier();
+        let removed = self.removed.as_mut()?;
+        let next = &follower.seen(chosen)?.position;
+        // It is about what we need now, and not about what was lost and gone on without.
+        match start::decide(ours.held, &ours.history, next, ours.segment_size) {
+            Start::At { timeline, start, .. } if (timeline, start) == (removed.timeline, removed.start) => {}
+            _ => return None,
+        }
+        let asked =
+            removed.asked.iter().filter(|&(_, &times)| times >= PATIENCE_WITH_A_LENDER).map(|(&member, _)| member);
+        let member = follower.lender(&asked.collect::<Vec<_>>(), cluster, removed.timeline, removed.start)?;
+        let position = &follower.seen(member)?.position;
+        let end = position.history.switch_point_of(removed.timeline).unwrap_or(position.end);
+        let until = next.history.switch_point_of(removed.timeline).map_or(end, |fork| fork.min(end));
+        *removed.asked.entry(member).or_default() += 1;
+        tracing::info!(host = follower.host(member), timeline = %removed.timeline, start = %removed.start, %until, "has what the next server removed");
+        Some(Source { member, standby: true, until: Some(until) })
     }
 
     /// What the members are measured by.
@@ -85,7 +117,8 @@ impl Receiver {
     }
 }
 
-/// Watches the members while `source` streams; returns when another is to be streamed from. With a single one it never does.
+/// Watches the members while `source` streams; returns when another is to be streamed from. With a single one it never does,
+/// nor while one lends: that ends by itself.
 ///
 /// Returns too when the spool cannot be read any more: whoever streams will notice.
 pub(in crate::receiver) async fn elsewhere(
@@ -94,7 +127,7 @@ pub(in crate::receiver) async fn elsewhere(
     source: Source,
     loyal: &mut bool,
 ) {
-    while follower.count() == 1 {
+    while follower.count() == 1 || source.until.is_some() {
         follower.witness_changed().await;
     }
     // A single look may see two moments of one failover: what it finds is told when the next one finds it as well.
