@@ -21,7 +21,7 @@ integration: setup ## pgvault beside Patroni with etcd, and repmgr: switchovers 
 	cargo test --locked --test suite -- --ignored --nocapture --test-threads=1 patroni:: repmgr::
 
 # Long scenarios, by name: `make test` leaves them out.
-CHAOS = failover::storm
+CHAOS = failover::
 
 chaos: setup ## failover storms and what else takes minutes
 	RUST_TEST_THREADS=1 cargo test --locked --test suite -- --ignored --nocapture $(CHAOS)

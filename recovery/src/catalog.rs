@@ -119,3 +119,39 @@ impl Catalog {
         timelines
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wal_beyond_the_forks_of_the_newest_timeline_is_listed_and_nothing_else() {
+        let timeline = |number: u32| TimelineId::new(number).unwrap();
+        let range = |number: u32, start: u64, end: u64| WalRange {
+            timeline: timeline(number),
+            start: Lsn::new(start),
+            end: Lsn::new(end),
+        };
+        let mut coverage = Coverage::new();
+        for stored in [range(1, 0x100, 0x500), range(2, 0x300, 0x600), range(3, 0x500, 0x800), range(4, 0x200, 0x900)] {
+            coverage.insert(stored);
+        }
+        let history = |number: u32, text: &str| TimelineHistory::parse(timeline(number), text.as_bytes()).unwrap();
+        // 3 came from 2 exactly at its end; 2 left 1 before its end; 4 is a branch of its own until it is the newest.
+        let histories = [history(2, "1\t0/400\tx\n"), history(3, "1\t0/400\tx\n2\t0/600\ty\n")];
+        let mut catalog = Catalog {
+            cluster: "main".to_owned(),
+            lineage: LineageId { system_identifier: SystemIdentifier::new(7), number: 1 },
+            segment_size: SegmentSize::DEFAULT,
+            backups: Vec::new(),
+            coverage,
+            tails: Vec::new(),
+            histories: histories.into_iter().map(|history| (history.timeline(), history)).collect(),
+        };
+        assert_eq!(catalog.fork_tails(), [range(1, 0x400, 0x500)]);
+        catalog.histories.insert(timeline(4), history(4, "1\t0/200\tz\n"));
+        assert_eq!(catalog.fork_tails(), [range(1, 0x200, 0x500)]);
+        catalog.histories.clear();
+        assert_eq!(catalog.fork_tails(), []);
+    }
+}

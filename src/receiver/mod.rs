@@ -28,6 +28,7 @@ pub(crate) use contact::{Contact, contact};
 pub use follow::Witness;
 pub(crate) use follow::meet;
 pub(crate) use refetch::refetch;
+pub(crate) use start::decide;
 pub use start::{BeyondFork, Conflict, Position, ServerPosition, Start};
 
 use self::cadence::Cadence;
@@ -181,7 +182,7 @@ impl Receiver {
             standby: source.standby,
             until: source.until,
         };
-        let mut loyal = false;
+        let mut loyal = self.loyal_to == Some(source.member);
         let ended = {
             let streaming = session.run(stream, intake);
             tokio::pin!(streaming);
@@ -374,7 +375,7 @@ impl Receiver {
             Some(held) => self.spool.history(held.timeline)?,
             None => server.history.clone(),
         };
-        let (timeline, start) = match start::decide(held, &ours, server, size) {
+        let (timeline, start) = match decide(held, &ours, server, size) {
             Start::First => return Ok(start::after_gap(server, kept_from.unwrap_or(server.end), size)),
             Start::Ahead { server_end } => {
                 return Err(Trouble::Held { server_end, held: held.map_or(server_end, |held| held.end) });

@@ -1,6 +1,6 @@
 //! Asks the server again for a segment that the spool's disk has damaged.
 
-use super::contact::contact;
+use super::contact::{Contact, contact};
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::{ConnectOptions, PgError, StreamEvent};
 use crate::spool::{Spool, SpoolError};
@@ -11,14 +11,7 @@ use wal::SegmentName;
 pub(crate) async fn refetch(settings: &WalSettings, spool: &Spool, name: SegmentName) -> Result<()> {
     let doing = || format!("cannot receive segment {name} again");
     let start = spool.start_of(name);
-    // Without the slot, which the stream of new WAL uses: the server has the segment still, or it has not.
-    let application_name = format!("{}_again", settings.application_name);
-    let met = contact(&ConnectOptions::new(settings.conninfo.clone(), application_name))
-        .await
-        .map_err(|error| error.explain(doing()))?;
-    if met.system_identifier != spool.system_identifier() {
-        return Err(Error::new(ErrorCode::ForeignCluster, doing()).because("the server is another cluster"));
-    }
+    let met = whoever_has_it(settings, spool, name, &doing).await?;
     let mut stream =
         met.connection.start_replication(None, start, name.timeline()).await.map_err(|error| error.explain(doing()))?;
     let mut replacement = blocking({
@@ -45,6 +38,37 @@ pub(crate) async fn refetch(settings: &WalSettings, spool: &Spool, name: Segment
     }
     drop(stream);
     Ok(blocking(move || replacement.finish()).await?)
+}
+
+/// Of several members the first that is on the segment's timeline or descends from it.
+async fn whoever_has_it(
+    settings: &WalSettings,
+    spool: &Spool,
+    name: SegmentName,
+    doing: &impl Fn() -> String,
+) -> Result<Contact> {
+    // Without the slot, which the stream of new WAL uses: a server has the segment still, or it has not.
+    let application_name = format!("{}_again", settings.application_name);
+    let options = ConnectOptions::new(settings.conninfo.clone(), application_name);
+    let mut last = None;
+    for host in 0..settings.conninfo.hosts().len() {
+        let met = match contact(&ConnectOptions { host: Some(host), ..options.clone() }).await {
+            Ok(met) => met,
+            Err(error) => {
+                last = Some(error.explain(doing()));
+                continue;
+            }
+        };
+        if met.system_identifier != spool.system_identifier() {
+            last = Some(Error::new(ErrorCode::ForeignCluster, doing()).because("the server is another cluster"));
+        } else if !met.position.history.includes(name.timeline()) {
+            let said = format!("the server's timeline {} does not descend from it", met.position.history.timeline());
+            last = Some(Error::new(ErrorCode::TimelineConflict, doing()).because(said));
+        } else {
+            return Ok(met);
+        }
+    }
+    Err(last.unwrap_or_else(|| Error::new(ErrorCode::NoPrimary, doing())))
 }
 
 async fn blocking<T: Send + 'static>(

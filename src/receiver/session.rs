@@ -22,7 +22,7 @@ use crate::wal_pipeline::{StatusBoard, WalSettings, WalState};
 /// Unless commits wait for it, received WAL may stay volatile for so long; then it is synced without being asked.
 const LAZY_SYNC: Duration = Duration::from_secs(1);
 /// How long a server may take to end the stream that we asked it to end.
-const FAREWELL: Duration = Duration::from_secs(5);
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// How a stream ended when nothing went wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -82,7 +82,7 @@ pub enum Conflict {
 }
 
 /// Decides where to go on.
-pub(super) fn decide(
+pub(crate) fn decide(
     held: Option<Position>,
     ours: &TimelineHistory,
     server: &ServerPosition,

@@ -48,7 +48,7 @@ pub(super) enum Trouble {
         held: Lsn,
     },
     /// There is no primary, and the standby's WAL ends before what we need next: it may still get it.
-    #[error("the standby's WAL ends at {server_end}, we hold {held}")]
+    #[error("the standby's WAL ends before what we hold")]
     Behind {
         /// Where it ends.
         server_end: Lsn,
@@ -108,6 +108,8 @@ impl Trouble {
     pub(super) fn pause(&self, several: bool) -> Pause {
         match self {
             Self::NoSource(_) | Self::Behind { .. } => Pause::ForTheNext,
+            // The name of a single host may move to another server in a failover.
+            Self::Postgres(PgError::Unreachable { .. }) => Pause::ForTheNext,
             Self::Postgres(_)
             | Self::Silent(_)
             | Self::Held { .. }
@@ -171,20 +173,47 @@ impl Trouble {
                     Some(path) => error.because(format!("the server's bytes are kept in {}", path.display())),
                     None => error,
                 };
-                error.help("find out which history is the right one before anything else: both are kept")
+                error.help("find out which history is the right one before anything else: both are kept").help(format!(
+                    "to go on with the server's, in a new lineage: pgvault serve --new-lineage {cluster}"
+                ))
             }
             Self::Refused(error) | Self::SlotLost(error) | Self::Own(error) => error.clone(),
             Self::Conflict(conflict) => Error::new(ErrorCode::TimelineConflict, doing)
                 .because(conflict)
-                .help("point conninfo at the present primary, or give this server another cluster name"),
+                .help("point conninfo at the present primary, or give this server another cluster name")
+                .help(format!("or begin a new lineage with this one: pgvault serve --new-lineage {cluster}")),
             Self::Held { server_end, held } => {
                 Error::new(ErrorCode::TimelineConflict, format!("{doing}: the server lost WAL that we hold"))
                     .because(format!("its WAL ends at {server_end}; ours reaches to {held} on the same timeline"))
                     .because("what lies between was acknowledged, perhaps, and exists only here; it is kept")
-                    .help("recover from pgvault what the server lost, or start the cluster anew under another name")
+                    .help(format!("recover from pgvault what the server lost: pgvault recover {cluster} --latest"))
+                    .help(format!("or go on with the server in a new lineage: pgvault serve --new-lineage {cluster}"))
             }
             Self::Silent(limit) => Error::new(ErrorCode::PostgresFailed, doing)
                 .because(format!("no data and no keepalive for {} s", limit.as_secs())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_server_can_end_is_tried_again_soon_and_what_only_a_person_can_rarely() {
+        let unreachable = || PgError::Unreachable { host: "pg1:5432".to_owned(), reason: "refused".to_owned() };
+        let auth = || PgError::Auth { host: "pg1:5432".to_owned(), reason: "no password".to_owned() };
+        let (server_end, held) = (Lsn::new(1), Lsn::new(2));
+        let cases = [
+            (Trouble::NoSource(unreachable()), Pause::ForTheNext, Pause::ForTheNext),
+            (Trouble::Postgres(unreachable()), Pause::ForTheNext, Pause::ForTheNext),
+            (Trouble::Postgres(auth()), Pause::Longest, Pause::ForTheNext),
+            (Trouble::Silent(Duration::from_secs(90)), Pause::Growing, Pause::ForTheNext),
+            (Trouble::Held { server_end, held }, Pause::Growing, Pause::ForTheNext),
+            (Trouble::Behind { server_end, held }, Pause::ForTheNext, Pause::ForTheNext),
+        ];
+        for (trouble, single, several) in cases {
+            assert_eq!((trouble.pause(false), trouble.pause(true)), (single, several), "{trouble}");
         }
     }
 }

@@ -194,7 +194,7 @@ async fn first_contact(parts: &WalParts, repository: &ClusterRepository) -> Resu
     parts.board.update(|status| status.state = WalState::Connecting);
     let options = ConnectOptions::new(settings.conninfo.clone(), settings.application_name.clone());
     let doing = format!("cannot stream WAL of \"{}\"", settings.cluster);
-    let met = receiver::meet(&options, parts.witness.clone(), &doing).await?;
+    let met = receiver::meet(&options, parts.witness.clone(), &settings.cluster, &doing).await?;
     Ok(repository.lineage_for(&met.identity(), false, PgTime::from(parts.clock.now())).await?)
 }
 

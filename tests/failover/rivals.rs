@@ -8,6 +8,7 @@ use wal::{Lsn, TimelineId};
 
 use crate::support::members::{Members, assert_whole, flushed, history_of};
 use crate::support::pg::{PgNode, test_dir};
+use crate::support::proxy::Proxy;
 use crate::support::vault::{Running, Vault};
 
 fn fill(node: &PgNode, word: &str) -> Lsn {
@@ -101,6 +102,65 @@ fn of_two_primaries_ours_is_kept_until_one_of_them_is_gone() {
     running.stop();
     assert_whole(&vault, &members.nodes[1], 2, end);
     assert_whole(&vault, &members.nodes[0], 1, ahead);
+}
+
+/// The first member is reached through a proxy that can swallow everything.
+fn behind_a_proxy(members: &Members) -> (Proxy, String) {
+    let proxy = Proxy::start(members.nodes[0].port);
+    let conninfo = members.conninfo().replace(&members.nodes[0].port.to_string(), &proxy.port().to_string());
+    (proxy, conninfo)
+}
+
+#[test]
+fn a_primary_that_has_fallen_silent_is_left_for_the_one_that_was_promoted() {
+    let dir = test_dir();
+    let members = Members::start(dir.path(), 2, 15, &[]);
+    let (proxy, conninfo) = behind_a_proxy(&members);
+    members.nodes[0].sql("CREATE TABLE t (n int, pad text)");
+    let vault = Vault::new(dir.path());
+    let running = vault.start(&conninfo);
+    running
+        .wait("the first", |status| status.streaming() && status.primary.as_ref().is_some_and(|p| p.1 == proxy.port()));
+    members.wait_replayed(1, fill(&members.nodes[0], "one"));
+    // No connection breaks; nothing comes any more.
+    proxy.stall_both(true);
+    members.nodes[1].promote();
+    fill(&members.nodes[1], "two");
+    running.wait("the promoted one", |status| streams(status, &members.nodes[1], 2));
+    proxy.stall_both(false);
+    running.wait("the conflict is told", |status| status.conflict.is_some());
+    let end = fill(&members.nodes[1], "end");
+    running.wait_shipped(end);
+    assert!(streams(&running.now(), &members.nodes[1], 2));
+    running.stop();
+    assert_whole(&vault, &members.nodes[1], 2, end);
+}
+
+#[test]
+#[ignore = "takes half a minute: make chaos"]
+fn a_primary_that_only_we_cannot_reach_is_replaced_by_its_standby_for_so_long() {
+    let dir = test_dir();
+    let members = Members::start(dir.path(), 2, 15, &[]);
+    let (proxy, conninfo) = behind_a_proxy(&members);
+    members.nodes[0].sql("CREATE TABLE t (n int, pad text)");
+    let vault = Vault::new(dir.path());
+    let running = vault.start(&conninfo);
+    running
+        .wait("the first", |status| status.streaming() && status.primary.as_ref().is_some_and(|p| p.1 == proxy.port()));
+    proxy.stall_both(true);
+    running.wait("its standby", |status| streams(status, &members.nodes[1], 1));
+    running.wait_shipped(fill(&members.nodes[0], "unseen"));
+    assert_eq!(running.now().primary, None);
+    proxy.stall_both(false);
+    running.wait("the primary again", |status| {
+        status.streaming() && status.primary.as_ref().is_some_and(|p| p.1 == proxy.port())
+    });
+    let end = fill(&members.nodes[0], "end");
+    running.wait_shipped(end);
+    let status = running.now();
+    assert_eq!((status.failovers.len(), status.gaps.len()), (0, 0));
+    running.stop();
+    assert_whole(&vault, &members.nodes[0], 1, end);
 }
 
 #[test]

@@ -160,9 +160,11 @@ impl Follower {
     }
 
     /// Waits until the others are to be looked at while `source` streams. Cancel-safe.
-    pub(super) async fn next_watch(&mut self, source: Source) {
-        // It needs no second connection.
-        self.rest(source.member);
+    pub(super) async fn next_watch(&mut self, source: Source, quiet: bool) {
+        if !quiet {
+            // It needs no second connection.
+            self.rest(source.member);
+        }
         let every = if source.standby { WATCH_STANDBY_EVERY } else { WATCH_EVERY };
         tokio::select! {
             () = tokio::time::sleep(every) => {}
@@ -170,8 +172,8 @@ impl Follower {
         }
     }
 
-    /// One look at the others; at the source too when they give a reason to.
-    pub(super) async fn watch_round(&mut self, source: Source, ours: &Ours) -> Decision {
+    /// One look at the others; at the source too when they give a reason to, or when it is quiet.
+    pub(super) async fn watch_round(&mut self, source: Source, quiet: bool, ours: &Ours) -> Decision {
         let Source { member: source, standby, .. } = source;
         self.ask_the_witness();
         let leaning = Leaning { loyal_to: Some(source), standby_will_do: true, ..self.leaning() };
@@ -195,8 +197,13 @@ impl Follower {
             member.due = now + if turned_away { WATCH_REFUSER_EVERY } else { Duration::ZERO };
         }
         let somebody_writes = others.iter().any(|&member| self.seen(member).is_some_and(|seen| !seen.in_recovery));
-        if standby || somebody_writes {
-            // Is the source still there, and a primary? Its stream may be silent for long before we would know.
+        if standby || somebody_writes || quiet {
+            // Is the source still there, and a primary? Its stream may be silent for long before we would know. It is given
+            // a second chance to say so: to leave it for another primary cannot be undone.
+            let decision = self.look(ours, leaning).await;
+            if self.members[source].answered == self.round {
+                return decision;
+            }
             return self.look(ours, leaning).await;
         }
         Decision { choice: Choice::Primary(source), rivals: Vec::new(), strangers: Vec::new() }

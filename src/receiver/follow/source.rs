@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use wal::{Lsn, SegmentSize, TimelineHistory, TimelineId};
+use wal::{Lsn, PgTime, SegmentSize, TimelineHistory, TimelineId};
 
 use super::conflict::conflict;
 use super::{Choice, Decision, Follower, Leaning, Ours, Witness};
@@ -13,9 +13,13 @@ use crate::receiver::contact::{Contact, contact};
 use crate::receiver::start::{self, Start};
 use crate::receiver::trouble::Trouble;
 use crate::receiver::{PATIENCE_WITH_A_LENDER, Receiver};
+use crate::repository::ClusterName;
 
 /// How long we do without any source before a standby will do: a primary that is only restarted is back by then.
 const BEFORE_A_STANDBY: Duration = Duration::from_secs(2);
+
+/// Silence of a source that makes us ask it over another connection; an idle server's keepalives come every half minute.
+const QUIET_MICROS: i64 = 10_000_000;
 
 /// The member to stream from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +101,13 @@ impl Receiver {
         })
     }
 
+    /// Whether the server has said nothing for longer than a busy one is silent.
+    fn is_quiet(&self) -> bool {
+        let now = PgTime::from(self.clock.now());
+        let last = self.board.read(|status| status.last_message);
+        last.is_none_or(|last| now.as_micros().saturating_sub(last.as_micros()) > QUIET_MICROS)
+    }
+
     /// Tells a conflict, and that it is over.
     pub(in crate::receiver) fn note_conflict(&self, follower: &Follower, decision: &Decision) {
         let now = conflict(follower, decision, self.settings.cluster.as_str());
@@ -132,10 +143,12 @@ pub(in crate::receiver) async fn elsewhere(
     }
     // A single look may see two moments of one failover: what it finds is told when the next one finds it as well.
     let mut suspected = false;
+    let mut quiet = false;
     loop {
-        follower.next_watch(source).await;
+        follower.next_watch(source, quiet).await;
         let Ok(ours) = receiver.ours() else { continue };
-        let decision = follower.watch_round(source, &ours).await;
+        quiet = receiver.is_quiet();
+        let decision = follower.watch_round(source, quiet, &ours).await;
         let conflict = !decision.rivals.is_empty() || !decision.strangers.is_empty();
         if conflict == suspected {
             receiver.note_conflict(follower, &decision);
@@ -143,7 +156,7 @@ pub(in crate::receiver) async fn elsewhere(
         suspected = conflict;
         match decision.choice {
             Choice::Primary(other) | Choice::Standby(other) if other != source.member => return,
-            Choice::Primary(_) if !decision.rivals.is_empty() => *loyal = true,
+            Choice::Primary(_) => *loyal = !decision.rivals.is_empty(),
             _ => {}
         }
     }
@@ -151,7 +164,12 @@ pub(in crate::receiver) async fn elsewhere(
 
 /// First words with the member that is to be followed, before anything is known of the cluster or where nothing is to be
 /// continued.
-pub(crate) async fn meet(options: &ConnectOptions, witness: Witness, doing: &str) -> Result<Contact> {
+pub(crate) async fn meet(
+    options: &ConnectOptions,
+    witness: Witness,
+    cluster: &ClusterName,
+    doing: &str,
+) -> Result<Contact> {
     let explain = |error: crate::primary::PgError| error.explain(doing);
     let mut follower = Follower::new(options.clone(), witness);
     if follower.count() == 1 {
@@ -172,7 +190,7 @@ pub(crate) async fn meet(options: &ConnectOptions, witness: Witness, doing: &str
         Choice::Primary(member) | Choice::Standby(member) | Choice::Refused(member) => {
             contact(&follower.options_for(member)).await.map_err(explain)
         }
-        Choice::Nobody => match conflict(&follower, &decision, doing) {
+        Choice::Nobody => match conflict(&follower, &decision, cluster.as_str()) {
             Some(error) => Err(error),
             None => Err(explain(follower.nobody())),
         },
