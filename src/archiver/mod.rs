@@ -38,10 +38,13 @@ use crate::wal_pipeline::{Fact, GapStore, StatusBoard};
 
 /// At most so often is it looked for new durable bytes: a synchronous standby has thousands of syncs a second.
 const SCAN_EVERY: Duration = Duration::from_millis(25);
-/// How often what changes by itself is told: ages, free space.
+/// How often what changes by itself is told: ages.
 const TICK: Duration = Duration::from_millis(500);
 /// Scanned at once, and the largest tail, roughly: bounds memory whatever the size of segments.
 const STRIDE: u64 = 16 << 20;
+
+/// The longest pause before a store that failed is asked again: when it is back, everybody should see that soon.
+pub(crate) const STORE_AGAIN: Duration = Duration::from_secs(5);
 
 /// How often a damaged segment is asked for again.
 const REFETCH_EVERY: Duration = Duration::from_secs(30);
@@ -122,7 +125,7 @@ impl Archiver {
             () = stop.cancelled() => return,
         }
         let mut changed = self.spool.watch();
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::up_to(STORE_AGAIN);
         let mut next_scan = Instant::now();
         let mut dirty = true;
         let mut next_tick = Instant::now();
@@ -166,16 +169,12 @@ impl Archiver {
                 () = sleep_until(next_scan), if dirty => {}
                 () = sleep_until(tail_due.unwrap_or(next_tick)), if tail_due.is_some() => {}
                 again = answered(&mut run.refetching) => dirty |= self.replaced(&mut run, again),
-                () = sleep_until(next_tick) => {
-                    self.tell_usage().await;
-                    next_tick = Instant::now() + TICK;
-                }
+                () = sleep_until(next_tick) => next_tick = Instant::now() + TICK,
                 () = stop.cancelled(), if deadline.is_none() => {}
             }
             self.tell_exposure(&run);
         }
         self.tell_exposure(&run);
-        self.tell_usage().await;
     }
 
     /// Asks for the damaged segment again, when it is time.

@@ -6,7 +6,7 @@ use wal::SegmentName;
 
 use super::scanner::{Cursor, ScanError};
 use super::store::TailPiece;
-use super::{Archiver, Run, STRIDE, warm_up};
+use super::{Archiver, Run, STORE_AGAIN, STRIDE, warm_up};
 use crate::error::{Error, ErrorCode};
 use crate::fault_point;
 use crate::receiver::Backoff;
@@ -26,7 +26,7 @@ pub(super) enum Failure {
 impl Archiver {
     /// After a restart: complete segments that the repository already has are only kept for reading on.
     pub(super) async fn skip_stored(&self, run: &mut Run) {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::up_to(STORE_AGAIN);
         for (name, held) in self.spool.held() {
             if held != Held::Complete {
                 break;
@@ -62,10 +62,7 @@ impl Archiver {
             return Ok(false);
         }
         self.take_up_again(run);
-        let held = self.spool.held();
-        let Some(&(name, held)) = held.iter().find(|(name, _)| run.done.is_none_or(|done| *name > done)) else {
-            return Ok(false);
-        };
+        let Some((name, held)) = self.spool.next_after(run.done) else { return Ok(false) };
         let end = self.spool.end_of(name, held);
         if run.cursor.as_ref().is_none_or(|cursor| cursor.name() != name) {
             run.cursor = Some(self.begin(run, name).await?);

@@ -135,9 +135,12 @@ impl Archiver {
     /// Proof: a name is in `confirmed` only after the repository has answered for exactly its bytes; files are removed
     /// only from the front, so everything that is not confirmed, and the segment before it, stays.
     async fn sweep(&self, run: &mut Run) {
-        let held = self.spool.held();
-        let front: Vec<(SegmentName, Held)> =
-            held.into_iter().take_while(|(name, _)| run.confirmed.contains(name)).collect();
+        let mut front: Vec<(SegmentName, Held)> = Vec::new();
+        while let Some(next) = self.spool.next_after(front.last().map(|(name, _)| *name))
+            && run.confirmed.contains(&next.0)
+        {
+            front.push(next);
+        }
         let Some(keep) = front.iter().rposition(|(_, held)| *held == Held::Complete) else { return };
         for &(name, _) in &front[..keep] {
             let spool = self.spool.clone();

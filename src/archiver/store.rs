@@ -3,18 +3,25 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Mutex;
 use wal::{Lsn, SegmentName, TimelineId, XactIndex};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorCode};
 use crate::fault_point;
+use super::STORE_AGAIN;
 use crate::receiver::Backoff;
 use crate::repository::{LineageRepository, PlainSource, RepositoryError, SegmentMeta, Stored};
 use crate::spool::{Held, Spool, SpoolError};
 use crate::storage::StorageErrorKind;
 use crate::wal_pipeline::StatusBoard;
+
+/// What was put and is not confirmed after so long, and as long as its bytes take at [`SLOW_LINE`], is told.
+const EXPECTED: Duration = Duration::from_secs(7);
+/// Bytes a second that are expected of the way to a store.
+const SLOW_LINE: u64 = 8 << 20;
 
 /// Where segments and tails go. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -47,12 +54,13 @@ enum StoreError {
 impl Store {
     /// Stores a complete segment. Returns only when the repository has confirmed it.
     pub(super) async fn segment(self, name: SegmentName, index: XactIndex) -> Stored {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::up_to(STORE_AGAIN);
         loop {
-            match self.try_segment(name, &index).await {
+            let size = self.spool.segment_size().bytes();
+            match self.watched(&name, size, self.try_segment(name, &index)).await {
                 Ok(stored) => {
                     fault_point!("archiver.put");
-                    self.succeeded(&stored, self.spool.segment_size().bytes());
+                    self.succeeded(&stored, size);
                     return stored;
                 }
                 Err(error) => self.failed(&error, name.to_string(), &mut backoff).await,
@@ -62,12 +70,13 @@ impl Store {
 
     /// Stores a tail. Returns only when the repository has confirmed it.
     pub(super) async fn tail(self, piece: TailPiece) -> TailPiece {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::up_to(STORE_AGAIN);
         loop {
-            match self.try_tail(&piece).await {
+            let size = piece.to.bytes_since(piece.from);
+            match self.watched(&piece.segment, size, self.try_tail(&piece)).await {
                 Ok(Some(stored)) => {
                     fault_point!("archiver.tail_put");
-                    self.succeeded(&stored, piece.to.bytes_since(piece.from));
+                    self.succeeded(&stored, size);
                     return piece;
                 }
                 Ok(None) => return piece,
@@ -81,10 +90,27 @@ impl Store {
 
     /// Stores what is known of a timeline's ancestry. Returns only when the repository has confirmed it.
     pub(super) async fn history(self, timeline: TimelineId) {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::up_to(STORE_AGAIN);
         while let Err(error) = self.put_histories(timeline).await {
             self.failed(&error, timeline.history_file_name(), &mut backoff).await;
         }
+    }
+
+    /// Tells when an attempt takes long, and lets it go on: a store that does not answer fails only after minutes.
+    async fn watched<T>(&self, what: &SegmentName, size: u64, attempt: impl Future<Output = T>) -> T {
+        tokio::pin!(attempt);
+        let expected = EXPECTED + Duration::from_secs(size / SLOW_LINE);
+        tokio::select! {
+            done = &mut attempt => return done,
+            () = tokio::time::sleep(expected) => {}
+        }
+        let seconds = expected.as_secs();
+        tracing::warn!(%what, seconds, "not stored yet");
+        let error = Error::new(ErrorCode::RepositoryDenied, format!("the store has not taken WAL {what} within {seconds} s"))
+            .because("it does not answer, or is slow; the attempt goes on")
+            .help("look at the store: pgvault repo check");
+        self.board.update(|status| status.archive_error = Some(error));
+        attempt.await
     }
 
     async fn try_segment(&self, name: SegmentName, index: &XactIndex) -> Result<Stored, StoreError> {
@@ -188,17 +214,17 @@ fn explain(error: &StoreError, what: &str) -> Error {
     let (code, help) = match error {
         StoreError::Repository(RepositoryError::Storage(error)) => {
             let code = if error.kind == StorageErrorKind::Corrupt {
-                crate::error::ErrorCode::Damaged
+                ErrorCode::Damaged
             } else {
-                crate::error::ErrorCode::RepositoryDenied
+                ErrorCode::RepositoryDenied
             };
             (code, "it is tried again by itself; look at the store: pgvault repo check")
         }
         StoreError::Repository(RepositoryError::Conflict { .. }) => {
-            (crate::error::ErrorCode::Conflict, "find out which of the two is the right WAL: both are kept")
+            (ErrorCode::Conflict, "find out which of the two is the right WAL: both are kept")
         }
-        StoreError::Repository(_) => (crate::error::ErrorCode::Damaged, "look at the repository: pgvault repo check"),
-        StoreError::Spool(_) => (crate::error::ErrorCode::Spool, "look at the spool's file system"),
+        StoreError::Repository(_) => (ErrorCode::Damaged, "look at the repository: pgvault repo check"),
+        StoreError::Spool(_) => (ErrorCode::Spool, "look at the spool's file system"),
     };
     Error::new(code, format!("cannot store WAL {what}")).caused_by(error).help(help)
 }

@@ -1,11 +1,9 @@
 //! What the archiver tells through the board.
 
-use tokio::task::spawn_blocking;
 use wal::PgTime;
 
 use super::{Archiver, Run};
 use crate::error::Error;
-use crate::spool::SpoolError;
 
 impl Archiver {
     pub(super) fn told(&self, reason: &'static str, error: Error) {
@@ -19,7 +17,9 @@ impl Archiver {
     pub(super) fn tell_shipped(&self, run: &mut Run) {
         let mut shipped = self.board.read(|status| status.archived);
         let mut timeline = None;
-        for (name, held) in self.spool.held() {
+        let mut next = self.spool.next_after(None);
+        while let Some((name, held)) = next {
+            next = self.spool.next_after(Some(name));
             if run.confirmed.contains(&name) {
                 shipped = Some(self.spool.end_of(name, held));
                 timeline = Some(name.timeline());
@@ -46,19 +46,5 @@ impl Archiver {
             let seconds = age.map_or(0.0, |micros| micros.max(1) as f64 / 1e6);
             status.rpo_seconds = seconds;
         });
-    }
-
-    pub(super) async fn tell_usage(&self) {
-        let spool = self.spool.clone();
-        match spawn_blocking(move || (spool.usage(), spool.held().len() as u64)).await {
-            Ok((Ok(usage), files)) => self.board.update(|status| {
-                status.spool_segments = files;
-                status.spool_bytes = usage.used;
-                status.spool_free_bytes = Some(usage.free());
-                status.spool_level = usage.level();
-            }),
-            Ok((Err(error), _)) => self.told("spool", error.into()),
-            Err(error) => self.told("spool", SpoolError::Helper(error.to_string()).into()),
-        }
     }
 }

@@ -313,7 +313,7 @@ impl Cluster {
                 Err(error) => {
                     tracing::warn!(cluster = %self.config.name, error = error.message(), causes = ?error.causes(), "cannot read the repository");
                     self.repository_state(Some(error));
-                    LIST_SOON * 6
+                    LIST_SOON
                 }
             };
             tokio::select! {

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{RequestResult, StorageMeter};
 
 /// Reasons that `pgvault_wal_archive_errors_total` counts.
-const ARCHIVE_ERRORS: [&str; 7] = ["denied", "transient", "full", "corrupt", "conflict", "damaged", "other"];
+const ARCHIVE_ERRORS: [&str; 8] = ["denied", "transient", "full", "corrupt", "conflict", "damaged", "spool", "other"];
 /// Reasons that `pgvault_wal_reconnects_total` counts.
 const RECONNECTS: [&str; 8] = ["network", "timeline", "elsewhere", "slot", "server_shutdown", "auth", "spool", "other"];
 /// Operations of a store.
@@ -38,6 +38,12 @@ pub struct Metrics {
     scraping: Mutex<()>,
 }
 
+/// Whether the store took and gave what was last asked of it.
+fn repository_is_up(view: &ClusterView) -> bool {
+    let archive_error = view.wal.as_ref().and_then(|wal| wal.archive_error.as_ref());
+    view.repository_error.is_none() && archive_error.is_none_or(|error| error.code() != ErrorCode::RepositoryDenied)
+}
+
 /// Gauges per cluster: name, labels besides `cluster`, help.
 const GAUGES: &[(&str, &[&str], &str)] = &[
     ("pgvault_up", &[], "1 while the connection to PostgreSQL works"),
@@ -48,6 +54,7 @@ const GAUGES: &[(&str, &[&str], &str)] = &[
     ("pgvault_wal_gaps", &[], "stretches of WAL that are missing"),
     ("pgvault_wal_spool_segments", &[], "files that wait to be stored"),
     ("pgvault_wal_spool_bytes", &[], "bytes that the spool takes"),
+    ("pgvault_wal_spool_full_seconds", &[], "when the spool is full at its present rate; NaN = it does not fill"),
     ("pgvault_wal_last_commit_timestamp_seconds", &[], "last commit in stored WAL"),
     ("pgvault_timeline", &[], "timeline that is received"),
     ("pgvault_timeline_conflict", &[], "1 = another history claims to be this cluster"),
@@ -181,7 +188,7 @@ impl Metrics {
         for view in views {
             self.set(view, findings.get(&view.name).map_or(&[], Vec::as_slice), now);
         }
-        let up = !views.is_empty() && views.iter().all(|view| view.repository_error.is_none());
+        let up = !views.is_empty() && views.iter().all(repository_is_up);
         self.repository_up.set(f64::from(u8::from(up)));
         let free = views.iter().filter_map(|view| view.wal.as_ref()?.spool_free_bytes).min();
         self.spool_free.set(free.map_or(f64::NAN, |bytes| bytes as f64));
@@ -237,6 +244,8 @@ impl Metrics {
         self.gauge("pgvault_wal_gaps", &[cluster], wal.gaps.len() as f64);
         self.gauge("pgvault_wal_spool_segments", &[cluster], wal.spool_segments as f64);
         self.gauge("pgvault_wal_spool_bytes", &[cluster], wal.spool_bytes as f64);
+        let until_full = wal.spool_time_left.map_or(f64::NAN, |left| left.as_secs_f64());
+        self.gauge("pgvault_wal_spool_full_seconds", &[cluster], until_full);
         let commit = wal.last_archived_commit.map(|commit| seconds(commit.time));
         self.gauge("pgvault_wal_last_commit_timestamp_seconds", &[cluster], commit.unwrap_or(0.0));
         self.gauge("pgvault_timeline", &[cluster], wal.timeline.map_or(0.0, |timeline| f64::from(timeline.get())));

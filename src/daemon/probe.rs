@@ -33,7 +33,7 @@ pub struct RepositoryProbe {
     pub may_delete: bool,
 }
 
-/// How long one member may take to let us in.
+/// How long one member may take to let us in, and the store to do everything.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Asks every member for a replication connection: what pg_hba.conf, the role and free walsenders allow.
@@ -57,6 +57,18 @@ pub async fn replication(options: &ConnectOptions) -> Vec<Result<()>> {
 
 /// Writes an object, reads it back, writes it again, lists it and deletes it.
 pub async fn repository(repository: &Repository, clock: &Arc<dyn Clock>) -> Result<RepositoryProbe> {
+    match timeout(PATIENCE, try_repository(repository, clock)).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::new(
+            ErrorCode::RepositoryDenied,
+            format!("the repository {} cannot be used", repository.location()),
+        )
+        .because(format!("no answer within {} s", PATIENCE.as_secs()))
+        .help("see whether the store can be reached from this machine: pgvault repo check")),
+    }
+}
+
+async fn try_repository(repository: &Repository, clock: &Arc<dyn Clock>) -> Result<RepositoryProbe> {
     let objects = repository.objects();
     let storage = objects.storage();
     let location = repository.location();

@@ -104,6 +104,8 @@ fn wal_summary(view: &ClusterView) -> WalSummary {
         last_commit_at: wal.last_archived_commit.map(|commit| commit.time),
         spool_segments: Some(wal.spool_segments),
         spool_bytes: Some(wal.spool_bytes),
+        spool_free_bytes: wal.spool_free_bytes,
+        spool_full_seconds: wal.spool_time_left.map(|left| left.as_secs_f64()),
     }
 }
 
@@ -293,11 +295,12 @@ fn wal_verdict(
     }
     match wal.spool_level {
         SpoolLevel::Full => critical.push("the spool is full".to_owned()),
-        SpoolLevel::High => warning.push("the spool is nearly full".to_owned()),
+        SpoolLevel::High => warning.push(format!("the spool is nearly full{}", super::check::until_full(wal))),
         SpoolLevel::Normal => {}
     }
     if let Some(error) = &wal.archive_error {
-        warning.push(format!("archiving: {}", error.message()));
+        let room = super::check::until_full(wal).replace("; full", "; the spool is full");
+        warning.push(format!("archiving: {}{room}", error.message()));
     }
     let promised = view.max_rpo.as_secs_f64();
     if promised > 0.0 && wal.rpo_seconds > promised * 3.0 + 5.0 {

@@ -22,7 +22,7 @@ use crate::repository::Repository;
 use crate::storage::StorageMeter;
 
 /// How often the repository is tried when it cannot be opened: first, and at most.
-const OPEN_AGAIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+const OPEN_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// How long one cluster may take to end when its configuration has changed.
 const CLUSTER_ENDS: Duration = Duration::from_secs(45);
 

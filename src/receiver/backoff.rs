@@ -9,30 +9,36 @@ const SHORT: (Duration, Duration) = (Duration::from_millis(300), Duration::from_
 /// Longest pause; attempts never end.
 const LONGEST: Duration = Duration::from_secs(30);
 
-/// Pauses that double, up to 30 seconds.
+/// Pauses that double, up to 30 seconds unless told otherwise.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     next: Duration,
     short: Duration,
+    longest: Duration,
 }
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { next: FIRST, short: SHORT.0 }
+        Self::up_to(LONGEST)
     }
 }
 
 impl Backoff {
+    /// Pauses that double up to another longest one.
+    pub fn up_to(longest: Duration) -> Self {
+        Self { next: FIRST, short: SHORT.0, longest }
+    }
+
     /// The next pause; `jitter` from 0 to 1 takes up to half of it away, so that many do not come back at once.
     pub fn pause(&mut self, jitter: f64) -> Duration {
         let pause = self.next.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0);
-        self.next = (self.next * 2).min(LONGEST);
+        self.next = (self.next * 2).min(self.longest);
         pause
     }
 
     /// The longest pause, for what only a person can change.
     pub fn longest(&mut self, jitter: f64) -> Duration {
-        self.next = LONGEST;
+        self.next = self.longest;
         self.pause(jitter)
     }
 

@@ -52,6 +52,9 @@ const FAILOVERS_KEPT: usize = 50;
 /// How soon the same trouble is logged again.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 
+/// How often a receiver whose spool is full looks for room.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(500);
+
 /// The receiver of one cluster.
 #[derive(Debug)]
 pub(crate) struct Receiver {
@@ -147,7 +150,7 @@ impl Receiver {
                         Pause::Growing => backoff.pause(rand::random()),
                         Pause::Longest => backoff.longest(rand::random()),
                         Pause::ForTheNext => backoff.short(rand::random()),
-                        Pause::ForRoom => Duration::from_millis(500),
+                        Pause::ForRoom => LOOK_FOR_ROOM,
                     }
                 }
             };
@@ -162,7 +165,9 @@ impl Receiver {
 
     /// One connection: choose, connect, compare, decide, stream.
     async fn attempt(&mut self, follower: &mut Follower, stop: &CancellationToken) -> Result<Ended, Trouble> {
-        self.wait_for_room()?;
+        if !self.wait_for_room(stop).await? {
+            return Ok(Ended::Session(SessionEnd::Asked));
+        }
         self.verify_suspect()?;
         let ready = tokio::select! {
             ready = self.prepare(follower) => ready?,
@@ -281,20 +286,20 @@ impl Receiver {
         self.followed = before.max(Some(timeline));
     }
 
-    /// A spool that is full must have room again before a connection is worth its while.
-    fn wait_for_room(&self) -> Result<(), Trouble> {
+    /// A spool that is full must have room again before a connection is worth its while. Waits for it in silence, since
+    /// all was said when it became full; `false` when we are asked to stop.
+    async fn wait_for_room(&self, stop: &CancellationToken) -> Result<bool, Trouble> {
         if self.board.read(|status| status.state) != WalState::Stalled {
-            return Ok(());
+            return Ok(true);
         }
-        let usage = self.spool.usage()?;
-        if usage.has_room_again(self.spool.segment_size()) {
-            return Ok(());
+        while !self.spool.usage()?.has_room_again(self.spool.segment_size()) {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_FOR_ROOM) => {}
+                () = stop.cancelled() => return Ok(false),
+            }
         }
-        let segment = self.spool.last().map_or_else(
-            || SegmentName::new(TimelineId::FIRST, SegmentNumber::new(0), self.spool.segment_size()),
-            |(name, _)| name,
-        );
-        Err(SpoolError::Full { segment, used: usage.used, capacity: usage.capacity }.into())
+        tracing::info!(cluster = %self.settings.cluster, "the spool has room again");
+        Ok(true)
     }
 
     /// After a failed write or fsync: until this has succeeded, nothing is resumed and nothing is acknowledged.

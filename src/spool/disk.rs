@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation};
@@ -78,22 +78,6 @@ pub(super) fn remove_if_there(path: &Path) -> Result<(), SpoolError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SpoolError::io(path)(error)),
         Ok(()) | Err(_) => Ok(()),
     }
-}
-
-/// Bytes that the files of a folder take on disk.
-pub(super) fn used_bytes(dir: &Path) -> Result<u64, SpoolError> {
-    let mut used = 0;
-    for entry in fs::read_dir(dir).map_err(SpoolError::io(dir))? {
-        let entry = entry.map_err(SpoolError::io(dir))?;
-        match entry.metadata() {
-            Ok(meta) if meta.is_file() => used += meta.blocks() * 512,
-            Ok(_) => {}
-            // Removed between the listing and the look.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(SpoolError::io(&entry.path())(error)),
-        }
-    }
-    Ok(used)
 }
 
 /// Bytes that an ordinary user can still write to the file system.

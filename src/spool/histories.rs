@@ -28,7 +28,12 @@ impl Spool {
     /// Keeps a timeline's history file, durable, before any WAL of the timeline is taken in. Blocks on disk.
     pub fn keep_history(&self, timeline: TimelineId, bytes: &[u8]) -> Result<KeptHistory, SpoolError> {
         if let Some(kept) = self.history_bytes(timeline)? {
-            return Ok(if kept == bytes { KeptHistory::Same } else { KeptHistory::Other(kept) });
+            if kept != bytes {
+                return Ok(KeptHistory::Other(kept));
+            }
+            // Of an attempt whose last step failed, perhaps: its name need not be durable.
+            disk::sync_dir(self.dir())?;
+            return Ok(KeptHistory::Same);
         }
         let path = self.dir().join(timeline.history_file_name());
         match disk::write_new(&path, bytes)? {

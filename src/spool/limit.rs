@@ -37,6 +37,12 @@ impl SpoolUsage {
         self.capacity.saturating_sub(self.used)
     }
 
+    /// Bytes that it takes in before it counts as full.
+    pub fn room(self) -> u64 {
+        let full = u128::from(self.capacity) * u128::from(FULL) / 100;
+        u64::try_from(full).unwrap_or(self.capacity).saturating_sub(self.used)
+    }
+
     /// How full it is.
     pub fn level(self) -> SpoolLevel {
         Self::level_of(self.used, self.capacity)

@@ -15,13 +15,15 @@
 
 mod disk;
 mod error;
+mod fill_rate;
 mod histories;
 mod limit;
 mod recover;
 mod replacement;
 mod segment_file;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +32,7 @@ use tokio::sync::watch;
 use wal::{Gap, Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, TimelineId};
 
 pub use error::SpoolError;
+pub use fill_rate::FillRate;
 pub use histories::KeptHistory;
 pub use limit::{LEAST_SEGMENTS, SpoolUsage};
 pub use replacement::Replacement;
@@ -68,6 +71,8 @@ struct Inner {
     system_identifier: SystemIdentifier,
     max_size: Option<u64>,
     files: Mutex<BTreeMap<SegmentName, Held>>,
+    /// Files of full size that were made ahead of time and do not count as held yet.
+    spares: Mutex<BTreeSet<SegmentName>>,
     holes: Vec<Gap>,
     changed: watch::Sender<()>,
     /// Held as long as the spool is open: a second process on the same directory is refused.
@@ -100,6 +105,7 @@ impl Spool {
             system_identifier,
             max_size,
             files: Mutex::new(found.files),
+            spares: Mutex::default(),
             holes: found.holes,
             changed: watch::Sender::new(()),
             _lock: lock,
@@ -145,6 +151,17 @@ impl Spool {
     /// What is held of one segment.
     pub fn get(&self, name: SegmentName) -> Option<Held> {
         self.files().get(&name).copied()
+    }
+
+    /// The first segment after `name`, or the first of all.
+    pub fn next_after(&self, name: Option<SegmentName>) -> Option<(SegmentName, Held)> {
+        let from = name.map_or(Bound::Unbounded, Bound::Excluded);
+        self.files().range((from, Bound::Unbounded)).next().map(|(&name, &held)| (name, held))
+    }
+
+    /// How many segments are held.
+    pub fn count(&self) -> usize {
+        self.files().len()
     }
 
     /// The newest segment: of the highest timeline, the last.
@@ -238,7 +255,9 @@ impl Spool {
     pub fn leave(&self, name: SegmentName) -> Result<(), SpoolError> {
         let Some(Held::Open { durable }) = self.get(name) else { return Ok(()) };
         match disk::write_new(&self.left_path(name), durable.to_string().as_bytes())? {
-            Written::Created | Written::AlreadyExists => {}
+            Written::Created => {}
+            // Of an attempt whose last step failed, perhaps: its name need not be durable.
+            Written::AlreadyExists => disk::sync_dir(&self.inner.dir)?,
         }
         self.note(name, Held::Left { end: durable });
         Ok(())
@@ -264,8 +283,12 @@ impl Spool {
     }
 
     /// What the spool takes and may take. Blocks on disk.
+    ///
+    /// Every file of a segment has its full size and space from the start, so they are counted, not looked at: there can
+    /// be a hundred thousand. What else lies in the folder is small.
     pub fn usage(&self) -> Result<SpoolUsage, SpoolError> {
-        let used = disk::used_bytes(&self.inner.dir)?;
+        let files = self.count() + self.spares().len();
+        let used = self.inner.segment_size.bytes().saturating_mul(files as u64);
         let available = disk::available_bytes(&self.inner.dir)?;
         Ok(SpoolUsage::new(used, self.inner.max_size, available, self.inner.segment_size))
     }
@@ -297,6 +320,11 @@ impl Spool {
     fn note(&self, name: SegmentName, held: Held) {
         self.files().insert(name, held);
         self.inner.changed.send_replace(());
+    }
+
+    fn spares(&self) -> MutexGuard<'_, BTreeSet<SegmentName>> {
+        // As with `files`.
+        self.inner.spares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn files(&self) -> MutexGuard<'_, BTreeMap<SegmentName, Held>> {

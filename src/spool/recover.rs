@@ -206,8 +206,12 @@ pub(super) fn rewrite_partial(
         }
         new.sync_all()
     };
-    copy().map_err(SpoolError::io(&new_path))?;
-    fs::rename(&new_path, &path).map_err(SpoolError::io(&path))?;
+    let replaced = copy().and_then(|()| fs::rename(&new_path, &path));
+    if let Err(error) = replaced {
+        // The old file is as it was, and is looked at again.
+        disk::remove_if_there(&new_path)?;
+        return Err(SpoolError::io(&path)(error));
+    }
     disk::sync_dir(dir)?;
     Ok(Some(Held::Open { durable: end }))
 }

@@ -44,7 +44,7 @@ impl Replacement {
     /// Both are under a name at every moment: the old file gets its second name first, then the new one takes its first.
     pub fn finish(self) -> Result<(), SpoolError> {
         if self.left > 0 {
-            return Err(SpoolError::Damaged { path: self.path, what: format!("{} bytes are missing", self.left) });
+            return Err(SpoolError::Damaged { path: self.path.clone(), what: format!("{} bytes are missing", self.left) });
         }
         self.file.sync_all().map_err(SpoolError::io(&self.path))?;
         let place = self.spool.path(self.name);
@@ -58,5 +58,12 @@ impl Replacement {
         disk::sync_dir(&aside)?;
         fs::rename(&self.path, &place).map_err(SpoolError::io(&place))?;
         disk::sync_dir(self.spool.dir())
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        // Nothing is there any more once it was put in place; what cannot be removed now goes at the next start.
+        drop(fs::remove_file(&self.path));
     }
 }

@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use wal::{Lsn, SegmentName};
@@ -71,20 +72,25 @@ impl SegmentFile {
         }
         let file = disk::create_file(&new).map_err(SpoolError::io(&new))?;
         fault_point!("spool.created");
-        let reserved = disk::reserve(&file, spool.segment_size().bytes());
-        if let Err(error) = reserved {
-            // Half a reservation would only take space from the next attempt.
-            fs::remove_file(&new).map_err(SpoolError::io(&new))?;
-            return Err(SpoolError::io(&new)(error));
+        if let Err(error) = Self::reserve_and_name(&spool, &file, &new, &partial) {
+            // Half a reservation would only take space from the next attempt; under either name nothing depends on it.
+            disk::remove_if_there(&new)?;
+            disk::remove_if_there(&partial)?;
+            return Err(error);
         }
-        // Size and space first, then the name, then the folder: a `.partial` is of full size whenever one sees it, and
-        // later fdatasyncs have no size to make durable.
-        file.sync_all().map_err(SpoolError::io(&new))?;
-        fault_point!("spool.reserved");
-        fs::rename(&new, &partial).map_err(SpoolError::io(&partial))?;
-        fault_point!("spool.named");
-        disk::sync_dir(spool.dir())?;
+        spool.spares().insert(name);
         Ok(Self::on(spool, name, file, None))
+    }
+
+    /// Size and space first, then the name, then the folder: a `.partial` is of full size whenever one sees it, and later
+    /// fdatasyncs have no size to make durable.
+    fn reserve_and_name(spool: &Spool, file: &File, new: &Path, partial: &Path) -> Result<(), SpoolError> {
+        disk::reserve(file, spool.segment_size().bytes()).map_err(SpoolError::io(new))?;
+        file.sync_all().map_err(SpoolError::io(new))?;
+        fault_point!("spool.reserved");
+        fs::rename(new, partial).map_err(SpoolError::io(partial))?;
+        fault_point!("spool.named");
+        disk::sync_dir(spool.dir())
     }
 
     pub(super) fn resume(spool: Spool, name: SegmentName, durable: Lsn) -> Result<Self, SpoolError> {
@@ -108,14 +114,20 @@ impl SegmentFile {
         if !self.active {
             self.active = true;
             self.held = prefix;
+            self.spool.spares().remove(&self.name);
             self.spool.note(self.name, Held::Open { durable: self.start });
         }
     }
 
     /// Removes a spare that was made ahead of time and is not needed. Blocks on disk.
     pub fn discard(self) -> Result<(), SpoolError> {
+        if self.active {
+            return Ok(());
+        }
         let path = self.spool.partial_path(self.name);
-        if self.active { Ok(()) } else { fs::remove_file(&path).map_err(SpoolError::io(&path)) }
+        fs::remove_file(&path).map_err(SpoolError::io(&path))?;
+        self.spool.spares().remove(&self.name);
+        Ok(())
     }
 
     /// Its name.

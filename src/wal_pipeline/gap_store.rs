@@ -21,8 +21,15 @@ pub(crate) struct GapStore {
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
-    ledger: Mutex<Ledger>,
+    ledger: Mutex<Kept>,
     board: StatusBoard,
+}
+
+#[derive(Debug)]
+struct Kept {
+    ledger: Ledger,
+    /// What it knows is not on disk: writing it has failed.
+    unwritten: bool,
 }
 
 impl GapStore {
@@ -36,7 +43,7 @@ impl GapStore {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(&path, &error))?,
         };
         board.update(|status| status.gaps.clone_from(&gaps));
-        Ok(Self { inner: Arc::new(Inner { path, ledger: Mutex::new(Ledger::with_gaps(gaps)), board }) })
+        Ok(Self { inner: Arc::new(Inner { path, ledger: Mutex::new(Kept { ledger: Ledger::with_gaps(gaps), unwritten: false }), board }) })
     }
 
     /// Records missing WAL, durable when this returns. Blocks on disk.
@@ -58,15 +65,18 @@ impl GapStore {
     }
 
     fn change(&self, change: impl FnOnce(&mut Ledger) -> bool) -> Result<()> {
-        // The ledger is changed in memory first; a failed write is an error and the same change is tried again.
-        let mut ledger = self.inner.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        if !change(&mut ledger) {
+        // The ledger is changed in memory first. A failed write is an error, and whoever comes next writes it: nobody goes
+        // on beyond a gap that is known here only.
+        let mut kept = self.inner.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.unwritten |= change(&mut kept.ledger);
+        if !kept.unwritten {
             return Ok(());
         }
-        let gaps = ledger.gaps().to_vec();
+        let gaps = kept.ledger.gaps().to_vec();
         let text = serde_json::to_vec_pretty(&gaps).map_err(|error| failed(&self.inner.path, &error))?;
         durable::replace(&self.inner.path, &text).map_err(|error| failed(&self.inner.path, &error))?;
-        drop(ledger);
+        kept.unwritten = false;
+        drop(kept);
         self.inner.board.update(|status| status.gaps = gaps);
         Ok(())
     }
@@ -74,4 +84,35 @@ impl GapStore {
 
 fn failed(path: &std::path::Path, error: &dyn std::error::Error) -> Error {
     Error::new(ErrorCode::Spool, format!("the record of gaps in {} cannot be kept: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::{DateTime, Utc};
+    use wal::{Lsn, TimelineId};
+
+    use super::*;
+
+    #[test]
+    fn a_gap_that_could_not_be_written_is_written_by_whoever_comes_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = dir.path().join("cluster");
+        let store = GapStore::open(place.clone(), StatusBoard::new()).unwrap();
+        let gap = |from| GapRecord {
+            timeline: TimelineId::FIRST,
+            from: Lsn::new(from),
+            to: Lsn::new(from + 10),
+            reason: "removed".to_owned(),
+            at: DateTime::<Utc>::UNIX_EPOCH,
+        };
+        fs::remove_dir(&place).unwrap();
+        store.record(vec![gap(100)]).unwrap_err();
+        // The same gap again is nothing new in memory, and has to be written all the same.
+        store.record(vec![gap(100)]).unwrap_err();
+        fs::create_dir(&place).unwrap();
+        store.record(vec![gap(100)]).unwrap();
+        let board = StatusBoard::new();
+        GapStore::open(place, board.clone()).unwrap();
+        assert_eq!(board.read(|status| status.gaps.len()), 1);
+    }
 }

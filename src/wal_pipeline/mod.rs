@@ -7,6 +7,7 @@ mod new_lineage;
 mod parts;
 mod pipeline;
 mod status;
+mod usage;
 
 pub(crate) use gap_store::GapStore;
 pub use ledger::{GapRecord, Ledger};

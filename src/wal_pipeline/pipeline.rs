@@ -10,8 +10,9 @@ use tokio_util::sync::CancellationToken;
 use wal::PgTime;
 
 use super::home::{self, Home, StoredEnds};
+use super::usage;
 use super::{GapRecord, GapStore, WalParts, WalSettings, WalState};
-use crate::archiver::Archiver;
+use crate::archiver::{Archiver, STORE_AGAIN};
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::ConnectOptions;
 use crate::receiver::{self, Backoff, Receiver};
@@ -64,14 +65,17 @@ impl WalPipeline {
         let received = spawn_receiver(receiver, shutdown, abort)?;
 
         let drain_now = CancellationToken::new();
+        let tell_usage = usage::keep_telling(spool.clone(), parts.board.clone());
         let archive = archive(parts, home, spool, gaps, lineage, drain_now.clone());
         let receive = async {
             let ended = received.await;
             drain_now.cancel();
             ended.map_err(|_| Error::new(ErrorCode::Unclassified, "the receiver's thread ended without an answer"))
         };
-        let (received, ()) = tokio::join!(receive, archive);
-        received
+        tokio::select! {
+            (received, ()) = async { tokio::join!(receive, archive) } => received,
+            () = tell_usage => Err(Error::new(ErrorCode::Unclassified, "the watch over the spool ended")),
+        }
     }
 }
 
@@ -86,7 +90,7 @@ struct Started {
 
 /// Finds out where the WAL belongs and what is held of it, for as long as it takes.
 async fn start(parts: &mut WalParts) -> Started {
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::up_to(STORE_AGAIN);
     loop {
         match try_start(parts).await {
             Ok(started) => return started,
@@ -278,7 +282,7 @@ async fn archive(
 
 /// Waits until the repository can be reached, and opens the lineage that the spool belongs to.
 async fn reach_lineage(parts: &mut WalParts, home: &Home, spool: &Spool) -> LineageRepository {
-    let mut backoff = Backoff::default();
+    let mut backoff = Backoff::up_to(STORE_AGAIN);
     loop {
         let repository = wait_for_repository(&mut parts.repository).await;
         match try_reach(parts, &repository, home, spool).await {

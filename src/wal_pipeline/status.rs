@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use recovery::LineageId;
@@ -182,6 +183,8 @@ pub struct WalStatus {
     pub spool_free_bytes: Option<u64>,
     /// How full it is.
     pub spool_level: SpoolLevel,
+    /// When it will be full if it goes on filling as it does; `None` while it does not fill.
+    pub spool_time_left: Option<Duration>,
 
     /// The last commit that is durable in the spool.
     pub last_commit: Option<Fact>,

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pgvault::storage::{StorageContext, StorageOptions, open};
 use wal::{Lsn, SegmentName, SegmentSize, TimelineId};
 
 use super::ledger::{Ledger, Load};
@@ -77,7 +78,11 @@ impl Attacked {
 
     /// No gap is known, nothing was refused as another content, and every whole segment is the reference's.
     pub fn assert_stored_exactly(&self, context: &str) {
-        let stored = stored(&self.pgvault);
+        self.assert_holds_exactly(&stored(&self.pgvault), context);
+    }
+
+    /// The same of what lies somewhere else than in the installation's directory.
+    pub fn assert_holds_exactly(&self, stored: &Vault, context: &str) {
         let names = stored.segments();
         assert!(names.len() >= 2, "{context}: {names:?}");
         let numbers: Vec<u64> = names.iter().map(|name| name.number(size()).unwrap().get()).collect();
@@ -128,6 +133,15 @@ pub fn stored(pgvault: &Pgvault) -> Vault {
     let scratch = pgvault.dir.join("scratch");
     std::fs::create_dir_all(&scratch).unwrap();
     let store = tokio::runtime::Runtime::new().unwrap().block_on(local(&pgvault.repository));
+    Vault::on(&scratch, store)
+}
+
+/// What is in a store that is reached by these options.
+pub fn stored_at(pgvault: &Pgvault, options: &StorageOptions) -> Vault {
+    let scratch = pgvault.dir.join("scratch");
+    std::fs::create_dir_all(&scratch).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let store = runtime.block_on(open(options, StorageContext::default())).unwrap();
     Vault::on(&scratch, store)
 }
 

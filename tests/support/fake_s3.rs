@@ -71,6 +71,8 @@ struct Rule {
     operation: &'static str,
     key: &'static str,
     calls: RangeInclusive<u64>,
+    /// Of these calls so many in a hundred.
+    percent: u64,
     matched: u64,
     wrong: Wrong,
 }
@@ -98,6 +100,8 @@ struct Objects {
     next_upload: u64,
     rules: Vec<Rule>,
     seen: Vec<Seen>,
+    /// Keys whose object was replaced by other bytes.
+    rewritten: Vec<String>,
 }
 
 /// A running service; ends when dropped.
@@ -169,7 +173,17 @@ impl FakeS3 {
 
     /// From now on, requests of this operation whose key contains `key` go wrong at these calls, the first being 1.
     pub fn wrong(&self, operation: &'static str, key: &'static str, calls: RangeInclusive<u64>, wrong: Wrong) {
-        self.state().rules.push(Rule { operation, key, calls, matched: 0, wrong });
+        self.state().rules.push(Rule { operation, key, calls, percent: 100, matched: 0, wrong });
+    }
+
+    /// From now on, so many in a hundred requests of this operation (of all, if it is empty) go wrong.
+    pub fn sometimes(&self, operation: &'static str, percent: u64, wrong: Wrong) {
+        self.state().rules.push(Rule { operation, key: "", calls: 1..=u64::MAX, percent, matched: 0, wrong });
+    }
+
+    /// Keys whose object was replaced by other bytes.
+    pub fn rewritten(&self) -> Vec<String> {
+        self.state().rewritten.clone()
     }
 
     pub fn heal(&self) {
@@ -201,6 +215,22 @@ impl FakeS3 {
 
     fn state(&self) -> std::sync::MutexGuard<'_, Objects> {
         self.service.state.lock().unwrap()
+    }
+}
+
+/// A service for tests that have no runtime of their own.
+#[derive(Debug)]
+pub struct FakeS3Process {
+    pub fake: FakeS3,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl FakeS3Process {
+    pub fn start(conditions: Conditions) -> Self {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let fake = runtime.block_on(FakeS3::start(conditions));
+        Self { fake, _runtime: runtime }
     }
 }
 
@@ -283,9 +313,13 @@ fn operation(method: &str, words: &Words, key: &str) -> &'static str {
 impl Objects {
     fn meet(&mut self, operation: &str, key: &str) -> Option<Wrong> {
         let mut found = None;
-        for rule in self.rules.iter_mut().filter(|rule| rule.operation == operation && key.contains(rule.key)) {
+        let applies = |rule: &&mut Rule| {
+            (rule.operation.is_empty() || rule.operation == operation) && key.contains(rule.key)
+        };
+        for rule in self.rules.iter_mut().filter(applies) {
             rule.matched += 1;
-            if found.is_none() && rule.calls.contains(&rule.matched) {
+            let drawn = rule.percent >= 100 || rand::random::<u64>() % 100 < rule.percent;
+            if found.is_none() && drawn && rule.calls.contains(&rule.matched) {
                 found = Some(rule.wrong.clone());
             }
         }
@@ -376,6 +410,9 @@ impl Service {
         let mut state = self.state.lock().unwrap();
         if self.conditions == Conditions::Atomic && conditional && state.objects.contains_key(key) {
             return error(412, "PreconditionFailed", "put");
+        }
+        if state.objects.get(key).is_some_and(|before| *before != body) {
+            state.rewritten.push(key.to_owned());
         }
         state.objects.insert(key.to_owned(), body);
         if let Some(Wrong::ReplacedBy(other)) = wrong {

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pgvault::storage::StorageOptions;
 use serde_json::Value;
 use tempfile::TempDir;
 use wal::{Lsn, PgTime, SegmentSize, TimelineId};
@@ -249,16 +250,20 @@ pub fn configure(node: &PgNode) {
 
 /// Puts the repository into a place of its own in the tests' S3 server.
 pub fn store_in_s3(installed: &Pgvault) {
-    let server = s3::server();
-    let keys = server.key_files.each_ref().map(|file| readable_copy(file, &installed.dir));
+    store_at(installed, &s3::server().fresh());
+}
+
+/// Puts the repository into this place. Its key files are copied beside the configuration: `access` and `secret`.
+pub fn store_at(installed: &Pgvault, options: &StorageOptions) {
+    let keys = [&options.access_key_file, &options.secret_key_file];
+    let keys = keys.map(|file| readable_copy(file.as_ref().unwrap(), &installed.dir));
     let text = fs::read_to_string(&installed.config).unwrap();
     let url = format!("url = \"file://{}\"", installed.repository.display());
     assert!(text.contains(&url));
     let s3 = format!(
-        "url = \"s3://{}/{}\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\npath_style = true\nallow_http = true\naccess_key_file = \"{}\"\nsecret_key_file = \"{}\"",
-        s3::BUCKET,
-        server.fresh_prefix(),
-        server.endpoint,
+        "url = \"{}\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\npath_style = true\nallow_http = true\naccess_key_file = \"{}\"\nsecret_key_file = \"{}\"",
+        options.url,
+        options.endpoint.as_ref().unwrap(),
         keys[0].display(),
         keys[1].display(),
     );

@@ -159,7 +159,7 @@ fn a_broken_repository_fails_with_its_reason() {
     let probes = Probes { repository: Some(Err(error)), ..Probes::default() };
     assert_eq!(of(&findings(&well(), &probes, at(NOW)), "repository").status, Failed);
     let probe = RepositoryProbe {
-        took: std::time::Duration::from_millis(41),
+        took: Duration::from_millis(41),
         put_if_absent: PutIfAbsent::Atomic,
         may_delete: false,
     };

@@ -103,6 +103,10 @@ pub struct WalSummary {
     pub spool_segments: Option<u64>,
     /// Bytes waiting here.
     pub spool_bytes: Option<u64>,
+    /// Bytes that may still wait here.
+    pub spool_free_bytes: Option<u64>,
+    /// When no more can wait here, if it goes on filling as it does; null while it does not.
+    pub spool_full_seconds: Option<f64>,
 }
 
 /// Our slot on one member.

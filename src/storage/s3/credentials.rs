@@ -13,8 +13,9 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::clock::Clock;
 
-/// How long credentials from files are used before the files are read again: rotation needs no restart.
-const READ_AGAIN: Duration = Duration::from_secs(300);
+/// How long credentials from files are used before the files are read again, ten seconds before their end: rotation needs
+/// no restart, and neither does the correction of a wrong key.
+const READ_AGAIN: Duration = Duration::from_secs(15);
 /// A key file is short; anything else is another file.
 const MAX_FILE: u64 = 4096;
 
