@@ -9,9 +9,9 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use wal::{Lsn, SegmentName, TimelineId, XactIndex};
 
+use super::STORE_AGAIN;
 use crate::error::{Error, ErrorCode};
 use crate::fault_point;
-use super::STORE_AGAIN;
 use crate::receiver::Backoff;
 use crate::repository::{LineageRepository, PlainSource, RepositoryError, SegmentMeta, Stored};
 use crate::spool::{Held, Spool, SpoolError};
@@ -106,9 +106,10 @@ impl Store {
         }
         let seconds = expected.as_secs();
         tracing::warn!(%what, seconds, "not stored yet");
-        let error = Error::new(ErrorCode::RepositoryDenied, format!("the store has not taken WAL {what} within {seconds} s"))
-            .because("it does not answer, or is slow; the attempt goes on")
-            .help("look at the store: pgvault repo check");
+        let error =
+            Error::new(ErrorCode::RepositoryDenied, format!("the store has not taken WAL {what} within {seconds} s"))
+                .because("it does not answer, or is slow; the attempt goes on")
+                .help("look at the store: pgvault repo check");
         self.board.update(|status| status.archive_error = Some(error));
         attempt.await
     }
@@ -213,11 +214,8 @@ pub(super) fn read_part(spool: &Spool, name: SegmentName, from: Lsn, to: Lsn) ->
 fn explain(error: &StoreError, what: &str) -> Error {
     let (code, help) = match error {
         StoreError::Repository(RepositoryError::Storage(error)) => {
-            let code = if error.kind == StorageErrorKind::Corrupt {
-                ErrorCode::Damaged
-            } else {
-                ErrorCode::RepositoryDenied
-            };
+            let code =
+                if error.kind == StorageErrorKind::Corrupt { ErrorCode::Damaged } else { ErrorCode::RepositoryDenied };
             (code, "it is tried again by itself; look at the store: pgvault repo check")
         }
         StoreError::Repository(RepositoryError::Conflict { .. }) => {

@@ -202,7 +202,9 @@ fn spool(view: &ClusterView) -> Finding {
 fn kept_by_the_primary(view: &ClusterView) -> String {
     let safe = view.slots().find_map(|(member, row)| Some((&member.host, row.safe_wal_size?)));
     match safe {
-        Some((host, bytes)) => format!("; {host} keeps WAL for the slot and can write {} MB before it is lost", bytes >> 20),
+        Some((host, bytes)) => {
+            format!("; {host} keeps WAL for the slot and can write {} MB before it is lost", bytes >> 20)
+        }
         None if view.slot.is_some() => "; the primary keeps WAL for the slot, without a limit that is known".to_owned(),
         None => "; there is no slot: the primary may remove WAL that was not received".to_owned(),
     }

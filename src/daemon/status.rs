@@ -43,7 +43,7 @@ pub fn status(view: &ClusterView, now: DateTime<Utc>) -> ClusterStatus {
         backups: backups(view),
         repository: RepositorySummary {
             location: view.location.clone(),
-            error: view.repository_error.as_ref().map(|error| error.message().to_owned()),
+            error: view.repository_error.as_ref().map(crate::error::Error::in_one_line),
             base_bytes: stored.map(|stored| stored.bytes.base),
             wal_bytes: stored.map(|stored| stored.bytes.wal),
         },
@@ -256,7 +256,7 @@ fn verdict(view: &ClusterView, now: DateTime<Utc>) -> (State, Vec<String>) {
         Some(wal) => wal_verdict(view, wal, now, &mut critical, &mut warning),
     }
     if let Some(error) = &view.repository_error {
-        critical.push(format!("repository: {}", error.message()));
+        critical.push(format!("repository: {}", error.in_one_line()));
     }
     let gaps = view.stored.as_deref().map_or(0, |stored| stored.window.gaps.len());
     if gaps > 0 {
@@ -300,7 +300,7 @@ fn wal_verdict(
     }
     if let Some(error) = &wal.archive_error {
         let room = super::check::until_full(wal).replace("; full", "; the spool is full");
-        warning.push(format!("archiving: {}{room}", error.message()));
+        warning.push(format!("archiving: {}{room}", error.in_one_line()));
     }
     let promised = view.max_rpo.as_secs_f64();
     if promised > 0.0 && wal.rpo_seconds > promised * 3.0 + 5.0 {

@@ -23,8 +23,8 @@ mod replacement;
 mod segment_file;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::fs::{self, File};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -44,7 +44,10 @@ impl Replacement {
     /// Both are under a name at every moment: the old file gets its second name first, then the new one takes its first.
     pub fn finish(self) -> Result<(), SpoolError> {
         if self.left > 0 {
-            return Err(SpoolError::Damaged { path: self.path.clone(), what: format!("{} bytes are missing", self.left) });
+            return Err(SpoolError::Damaged {
+                path: self.path.clone(),
+                what: format!("{} bytes are missing", self.left),
+            });
         }
         self.file.sync_all().map_err(SpoolError::io(&self.path))?;
         let place = self.spool.path(self.name);

@@ -43,7 +43,13 @@ impl GapStore {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| failed(&path, &error))?,
         };
         board.update(|status| status.gaps.clone_from(&gaps));
-        Ok(Self { inner: Arc::new(Inner { path, ledger: Mutex::new(Kept { ledger: Ledger::with_gaps(gaps), unwritten: false }), board }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                path,
+                ledger: Mutex::new(Kept { ledger: Ledger::with_gaps(gaps), unwritten: false }),
+                board,
+            }),
+        })
     }
 
     /// Records missing WAL, durable when this returns. Blocks on disk.

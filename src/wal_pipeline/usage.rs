@@ -46,7 +46,14 @@ async fn tell(spool: &Spool, board: &StatusBoard, rate: &mut FillRate, said: &mu
     let level = usage.level();
     if level != said.0 {
         let stalled = board.read(|status| status.state) == WalState::Stalled;
-        tracing::warn!(?level, used = usage.used, capacity = usage.capacity, ?left, stalled, "the spool's level changed");
+        tracing::warn!(
+            ?level,
+            used = usage.used,
+            capacity = usage.capacity,
+            ?left,
+            stalled,
+            "the spool's level changed"
+        );
         said.0 = level;
     }
     board.update(|status| {

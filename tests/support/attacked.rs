@@ -2,6 +2,7 @@
 //! questions that every attack ends with.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use pgvault::storage::{StorageContext, StorageOptions, open};
@@ -140,7 +141,9 @@ pub fn stored(pgvault: &Pgvault) -> Vault {
 pub fn stored_at(pgvault: &Pgvault, options: &StorageOptions) -> Vault {
     let scratch = pgvault.dir.join("scratch");
     std::fs::create_dir_all(&scratch).unwrap();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    // Its connections live on it for as long as the store is used.
+    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    let runtime = RUNTIME.get_or_init(|| tokio::runtime::Runtime::new().unwrap());
     let store = runtime.block_on(open(options, StorageContext::default())).unwrap();
     Vault::on(&scratch, store)
 }

@@ -7,7 +7,9 @@
 pub mod attacked;
 pub mod fake_s3;
 pub mod follow_timer;
+pub mod filler;
 pub mod fuzz_targets;
+pub mod injected;
 pub mod ledger;
 pub mod members;
 pub mod mutate;
@@ -22,6 +24,7 @@ pub mod receivewal;
 pub mod restored;
 pub mod s3;
 pub mod scene;
+pub mod small_disk;
 pub mod stored_wal;
 pub mod truth;
 pub mod vault;

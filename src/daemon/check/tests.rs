@@ -158,11 +158,8 @@ fn a_broken_repository_fails_with_its_reason() {
     assert_eq!(of(&check(&broken), "repository").status, Failed);
     let probes = Probes { repository: Some(Err(error)), ..Probes::default() };
     assert_eq!(of(&findings(&well(), &probes, at(NOW)), "repository").status, Failed);
-    let probe = RepositoryProbe {
-        took: Duration::from_millis(41),
-        put_if_absent: PutIfAbsent::Atomic,
-        may_delete: false,
-    };
+    let probe =
+        RepositoryProbe { took: Duration::from_millis(41), put_if_absent: PutIfAbsent::Atomic, may_delete: false };
     let probes = Probes { repository: Some(Ok(probe)), ..Probes::default() };
     let found = findings(&well(), &probes, at(NOW));
     assert_eq!(of(&found, "repository").status, Fine);
