@@ -22,9 +22,11 @@ integration: setup ## pgvault beside Patroni with etcd, and repmgr: switchovers 
 
 # Long scenarios, by name: `make test` leaves them out.
 CHAOS = failover::
+CHAOS += a_store_that_is_away_for_minutes every_operation_of_the_spool segments_of_a_gigabyte a_restart_with_a_gigabyte
 
-chaos: setup ## failover storms and what else takes minutes
+chaos: setup ## failover storms, minutes of outage, every call that can fail, large segments and spools
 	RUST_TEST_THREADS=1 cargo test --locked --test suite -- --ignored --nocapture $(CHAOS)
+	PGVAULT_TEST_SPOOL_SEGMENTS=100000 cargo test --locked --test suite -- --nocapture a_spool_of_many_segments
 
 lint: ## formatting, clippy, licences and sources of dependencies
 	cargo fmt --all --check

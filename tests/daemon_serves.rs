@@ -228,6 +228,25 @@ fn a_reload_takes_what_is_right_and_keeps_the_old_when_it_is_wrong() {
 }
 
 #[test]
+fn a_log_that_was_renamed_is_begun_anew_at_a_reload() {
+    let setup = setup("");
+    let pgvault = &setup.pgvault;
+    let log = pgvault.state.join("log/pgvault.log");
+    let text = fs::read_to_string(&pgvault.config).unwrap();
+    let with_file = format!("level = \"debug\"\nfile = \"{}\"", log.display());
+    fs::write(&pgvault.config, text.replace("level = \"debug\"", &with_file)).unwrap();
+    let daemon = serve(&setup);
+    let moved = log.with_extension("1.moved");
+    fs::rename(&log, &moved).unwrap();
+    daemon.signal("HUP");
+    pgvault.wait("a new log is begun", Duration::from_secs(20), || {
+        fs::read_to_string(&log).is_ok_and(|text| text.contains("configuration was read again"))
+    });
+    assert!(!fs::read_to_string(&moved).unwrap().contains("configuration was read again"));
+    daemon.stop();
+}
+
+#[test]
 fn an_end_in_good_order_leaves_everything_in_the_repository() {
     let setup = setup("");
     let daemon = serve(&setup);

@@ -5,14 +5,17 @@
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pgvault::fault::FAULT_POINTS;
 use serde_json::Value;
 
-use crate::support::attacked::{Attacked, Dice, LIMIT, size, spool};
-use crate::support::pg::PgNode;
+use crate::support::attacked::{Attacked, Dice, LIMIT, install, size, spool, wait_shipped};
+use crate::support::fake_s3::{Conditions, FakeS3Process, Wrong};
+use crate::support::filler::Filler;
+use crate::support::pg::{PgNode, test_dir};
 use crate::support::pgvault::{Daemon, Pgvault};
+use crate::support::scene::store_at;
 
 /// Passed only at a timeline switch or when WAL is lost.
 const NOT_HERE: [&str; 4] =
@@ -300,4 +303,47 @@ fn a_bit_that_flipped_in_the_spool_is_never_shipped() {
     it.assert_stored_exactly(&context);
     daemon.stop();
     it.assert_latest_is_exact(truth, end);
+}
+
+#[test]
+#[ignore = "a gigabyte of WAL: make chaos"]
+fn a_restart_with_a_gigabyte_in_the_spool_streams_again_within_seconds() {
+    let dir = test_dir();
+    let mut node = PgNode::init(dir.path(), "primary", 17, &[], &[("max_wal_size", "4GB")]);
+    node.start();
+    let pgvault = install(dir.path());
+    pgvault.config_for(&node, "");
+    let store = FakeS3Process::start(Conditions::Atomic);
+    store_at(&pgvault, &store.fake.options());
+    let mut daemon = pgvault.serve();
+    pgvault.wait_streaming();
+    store.fake.sometimes("", 100, Wrong::Status(503, "SlowDown"));
+    let filler = Filler::start(&node, 60 << 20);
+    let waits = || pgvault.json(&["status", "main"]).1["clusters"][0]["wal"]["spool_bytes"].as_u64().unwrap();
+    pgvault.wait("a gigabyte waits", LIMIT * 3, || waits() > 1 << 30);
+    filler.stop();
+    let mut times = Vec::new();
+    for away in [true, true, true, false] {
+        if !away {
+            store.fake.heal();
+        }
+        let begun = Instant::now();
+        daemon.kill();
+        daemon = pgvault.spawn_serve(&[]);
+        let address = format!("127.0.0.1:{}", pgvault.http_port);
+        while !std::net::TcpStream::connect(&address).is_ok_and(|_| {
+            pgvault
+                .http("/metrics")
+                .1
+                .lines()
+                .any(|line| line.starts_with("pgvault_wal_streaming") && line.ends_with(" 1"))
+        }) {
+            assert!(begun.elapsed() < LIMIT, "{}", daemon.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        times.push((away, begun.elapsed()));
+    }
+    println!("from kill -9 to streaming with {} MiB in the spool (store away or not): {times:?}", waits() >> 20);
+    wait_shipped(&pgvault, node.sql("SELECT pg_current_wal_flush_lsn()").parse().unwrap());
+    daemon.stop();
 }

@@ -453,3 +453,35 @@ fn after_a_failed_sync_nothing_later_than_the_first_incomplete_segment_is_believ
     assert!(durable <= wal.lsn(1), "{durable}");
     assert_eq!(spool.held().len(), 1);
 }
+
+#[test]
+fn a_spool_of_many_segments_begins_another_as_quickly_as_a_small_one() {
+    let wal = RealWal::get();
+    let begin_beside = |segments: u64| {
+        let dir = tempfile::tempdir().unwrap();
+        // Nothing looks into complete segments before they are stored, so these need no bytes, and take no space.
+        for index in 0..segments {
+            fs::File::create(dir.path().join(wal.name(index).to_string())).unwrap().set_len(SIZE).unwrap();
+        }
+        let begun = std::time::Instant::now();
+        let spool = wal.open(dir.path());
+        let opened = begun.elapsed();
+        assert_eq!(spool.usage().unwrap().used, segments * SIZE);
+        let mut times: Vec<_> = (0..15)
+            .map(|index| {
+                let begun = std::time::Instant::now();
+                let made = spool.create(wal.name(segments + index)).unwrap();
+                let took = begun.elapsed();
+                assert_eq!(spool.usage().unwrap().used, (segments + 1) * SIZE, "a spare counts");
+                made.discard().unwrap();
+                took
+            })
+            .collect();
+        times.sort();
+        println!("{segments} segments: opened in {opened:?}, the next one is begun in {:?}", times[7]);
+        assert_eq!(spool.usage().unwrap().used, segments * SIZE);
+        assert_eq!(spool.next_after(Some(wal.name(segments / 2))), Some((wal.name(segments / 2 + 1), Held::Complete)));
+    };
+    begin_beside(10);
+    begin_beside(std::env::var("PGVAULT_TEST_SPOOL_SEGMENTS").map_or(5000, |text| text.parse().unwrap()));
+}

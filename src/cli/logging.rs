@@ -1,7 +1,8 @@
 //! Where log lines go and how they look.
 
-use std::io::{self, IsTerminal};
-use std::sync::Mutex;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use file_rotate::compression::Compression;
 use file_rotate::suffix::AppendCount;
@@ -10,35 +11,69 @@ use tracing::Level;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::config::{LogConfig, LogFormat};
+use crate::daemon::serve::ReopenLog;
 use crate::error::{Error, ErrorCode, Result};
 
 /// The daemon's log: text on a terminal, JSON otherwise, to standard error or to a file that is rotated by size.
-pub(super) fn start(config: &LogConfig, color: bool) -> Result<()> {
+///
+/// Returns what opens the file anew, by its name: whoever rotates logs from outside renames it and then sends SIGHUP.
+pub(super) fn start(config: &LogConfig, color: bool) -> Result<ReopenLog> {
     let to_terminal = config.file.is_none() && io::stderr().is_terminal();
-    let writer = match &config.file {
-        None => BoxMakeWriter::new(io::stderr),
-        Some(path) => {
-            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            // FileRotate panics when it cannot open its file: find out before.
-            let opened = directory
-                .map_or(Ok(()), std::fs::create_dir_all)
-                .and_then(|()| std::fs::OpenOptions::new().create(true).append(true).open(path).map(|_| ()));
-            opened.map_err(|error| {
-                Error::new(ErrorCode::InvalidConfig, format!("cannot write the log {}", path.display()))
-                    .because(error)
-                    .help("set `file` in [log] to a place that can be written, or to \"\" for standard error")
-            })?;
-            let limit = ContentLimit::BytesSurpassed(usize::try_from(config.rotate_size).unwrap_or(usize::MAX));
-            let file = FileRotate::new(path, AppendCount::new(config.rotate_keep), limit, Compression::None, None);
-            BoxMakeWriter::new(Mutex::new(file))
-        }
-    };
     let json = match config.format {
         LogFormat::Auto => !to_terminal,
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    install(config.level, json, color && to_terminal, writer)
+    let ansi = color && to_terminal;
+    let Some(path) = config.file.clone() else {
+        install(config.level, json, ansi, BoxMakeWriter::new(io::stderr))?;
+        return Ok(Box::new(|| Ok(())));
+    };
+    let file = LogFile(Arc::new(Mutex::new(open(&path, config)?)));
+    let writer = file.clone();
+    install(config.level, json, ansi, BoxMakeWriter::new(move || writer.clone()))?;
+    let config = config.clone();
+    Ok(Box::new(move || {
+        let reopened = open(&path, &config)?;
+        *file.lock() = reopened;
+        Ok(())
+    }))
+}
+
+/// The log's file as every line finds it. Cheap to clone.
+#[derive(Clone)]
+struct LogFile(Arc<Mutex<FileRotate<AppendCount>>>);
+
+impl LogFile {
+    fn lock(&self) -> MutexGuard<'_, FileRotate<AppendCount>> {
+        // Whoever panicked while writing a line left the file as good as it was.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for LogFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.lock().flush()
+    }
+}
+
+fn open(path: &Path, config: &LogConfig) -> Result<FileRotate<AppendCount>> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    // FileRotate panics when it cannot open its file: find out before.
+    let opened = directory
+        .map_or(Ok(()), std::fs::create_dir_all)
+        .and_then(|()| std::fs::OpenOptions::new().create(true).append(true).open(path).map(|_| ()));
+    opened.map_err(|error| {
+        Error::new(ErrorCode::InvalidConfig, format!("cannot write the log {}", path.display()))
+            .because(error)
+            .help("set `file` in [log] to a place that can be written, or to \"\" for standard error")
+    })?;
+    let limit = ContentLimit::BytesSurpassed(usize::try_from(config.rotate_size).unwrap_or(usize::MAX));
+    Ok(FileRotate::new(path, AppendCount::new(config.rotate_keep), limit, Compression::None, None))
 }
 
 /// A client command's log: warnings and worse on standard error, more with `-v`.

@@ -13,8 +13,9 @@ pub(super) async fn run(context: &Context, args: &Serve) -> Ended {
     if config.clusters.is_empty() {
         return Err(no_cluster());
     }
-    logging::start(&config.log, context.output.color)?;
+    let reopen_log = logging::start(&config.log, context.output.color)?;
     let new_lineage = args.new_lineage.clone();
-    serve(config, context.flags(), context.variables.clone(), new_lineage, Arc::clone(&context.clock)).await?;
+    serve(config, context.flags(), context.variables.clone(), new_lineage, Arc::clone(&context.clock), reopen_log)
+        .await?;
     Ok(0)
 }

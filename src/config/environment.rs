@@ -37,7 +37,7 @@ const OTHERS: [&str; 6] = [
 ];
 
 /// Secrets of others that may be given as `X_FILE`.
-const SECRETS: [&str; 3] = ["PGPASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+const SECRETS: [&str; 4] = ["PGPASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
 
 impl Variables {
     /// Those of this process. Names or values that are not UTF-8 are none of ours and are left out, except that a

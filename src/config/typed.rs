@@ -64,6 +64,14 @@ fn repository(settings: &Settings, variables: &Variables, state_dir: &Path) -> R
         };
         return Err(settings.invalid(at, given, &format!("needs `{missing}` beside it")));
     }
+    let session_token_file = variables.get("AWS_SESSION_TOKEN_FILE").map(PathBuf::from);
+    if session_token_file.is_some() && secret_key_file.is_none() {
+        return Err(Error::new(
+            ErrorCode::InvalidConfig,
+            "AWS_SESSION_TOKEN_FILE is set, and the keys it belongs to are not in files",
+        )
+        .help("set AWS_ACCESS_KEY_ID_FILE and AWS_SECRET_ACCESS_KEY_FILE as well"));
+    }
     let storage = StorageOptions {
         url: repository_url(settings, state_dir)?,
         endpoint: settings.text(at, "endpoint")?,
@@ -75,6 +83,7 @@ fn repository(settings: &Settings, variables: &Variables, state_dir: &Path) -> R
         connections: Some(connections(settings)?),
         access_key_file,
         secret_key_file,
+        session_token_file,
     };
     let compression = settings.parsed(at, "compression", compression)?.unwrap_or(Compression::Zstd(1));
     Ok(RepositoryConfig { storage, compression })

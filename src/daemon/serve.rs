@@ -22,6 +22,9 @@ use crate::wal_pipeline::{self, NewLineage, WalParts};
 /// How long an end in good order may take.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 
+/// Opens the log file anew.
+pub type ReopenLog = Box<dyn Fn() -> Result<()> + Send + Sync>;
+
 /// Runs the daemon until it is asked to stop.
 ///
 /// # Errors
@@ -33,6 +36,7 @@ pub async fn serve(
     variables: Variables,
     new_lineage: Option<String>,
     clock: Arc<dyn Clock>,
+    reopen_log: ReopenLog,
 ) -> Result<()> {
     // Signals first: from here on a stop is always one in good order.
     let mut signals = Signals::listen()?;
@@ -71,7 +75,7 @@ pub async fn serve(
     }
     notify::ready("streaming");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), state_dir = %state.path().display(), "pgvault serves");
-    until_stopped(&supervisor, &mut signals, &variables).await;
+    until_stopped(&supervisor, &mut signals, &variables, &reopen_log).await;
     notify::stopping();
     let ended = end(&supervisor, &mut signals).await;
     listening.cancel();
@@ -121,14 +125,19 @@ fn spawn_listener(name: &'static str, server: impl Future<Output = std::io::Resu
 }
 
 /// Serves until a stop is asked for.
-async fn until_stopped(supervisor: &Arc<Supervisor>, signals: &mut Signals, variables: &Variables) {
+async fn until_stopped(
+    supervisor: &Arc<Supervisor>,
+    signals: &mut Signals,
+    variables: &Variables,
+    reopen_log: &ReopenLog,
+) {
     let beat = notify::watchdog_interval().unwrap_or(Duration::from_secs(3600));
     let mut heart = tokio::time::interval(beat);
     loop {
         tokio::select! {
             request = signals.next() => match request {
                 Request::Stop => return,
-                Request::Reload => reload(supervisor, variables).await,
+                Request::Reload => reload(supervisor, variables, reopen_log).await,
                 Request::Report => report(supervisor),
             },
             _ = heart.tick() => notify::watchdog(),
@@ -136,8 +145,11 @@ async fn until_stopped(supervisor: &Arc<Supervisor>, signals: &mut Signals, vari
     }
 }
 
-async fn reload(supervisor: &Arc<Supervisor>, variables: &Variables) {
+async fn reload(supervisor: &Arc<Supervisor>, variables: &Variables, reopen_log: &ReopenLog) {
     notify::reloading();
+    if let Err(error) = reopen_log() {
+        tracing::error!(causes = ?error.causes(), "the log goes on in the file that was open: {}", error.message());
+    }
     match supervisor.reload(variables).await {
         Ok(()) => tracing::info!("configuration was read again"),
         Err(error) => tracing::error!(

@@ -51,7 +51,7 @@ impl Backoff {
 
     /// It went well: begin with the shortest pause again.
     pub fn reset(&mut self) {
-        *self = Self::default();
+        *self = Self::up_to(self.longest);
     }
 }
 

@@ -32,6 +32,8 @@ pub struct StorageOptions {
     pub access_key_file: Option<PathBuf>,
     /// File that holds the secret access key.
     pub secret_key_file: Option<PathBuf>,
+    /// File that holds the session token that belongs to them, for temporary credentials.
+    pub session_token_file: Option<PathBuf>,
 }
 
 impl StorageOptions {

@@ -118,7 +118,8 @@ async fn shared_config(
     match (&options.access_key_file, &options.secret_key_file) {
         (Some(access_key), Some(secret_key)) => {
             let (access_key, secret_key) = (access_key.clone(), secret_key.clone());
-            let files = FileCredentials { access_key, secret_key, clock: Arc::clone(&context.clock) };
+            let session_token = options.session_token_file.clone();
+            let files = FileCredentials { access_key, secret_key, session_token, clock: Arc::clone(&context.clock) };
             loader = loader.credentials_provider(SharedCredentialsProvider::new(files));
         }
         (None, None) => {}

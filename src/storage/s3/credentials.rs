@@ -17,13 +17,14 @@ use crate::clock::Clock;
 /// no restart, and neither does the correction of a wrong key.
 const READ_AGAIN: Duration = Duration::from_secs(15);
 /// A key file is short; anything else is another file.
-const MAX_FILE: u64 = 4096;
+const MAX_FILE: u64 = 16 << 10;
 
 /// Credentials from two files, read again every few minutes.
 #[derive(Clone, Debug)]
 pub(super) struct FileCredentials {
     pub(super) access_key: PathBuf,
     pub(super) secret_key: PathBuf,
+    pub(super) session_token: Option<PathBuf>,
     pub(super) clock: Arc<dyn Clock>,
 }
 
@@ -31,9 +32,11 @@ impl FileCredentials {
     fn load(&self) -> Result {
         let access_key = read_key(&self.access_key)?;
         let secret_key = read_key(&self.secret_key)?;
+        let session_token = self.session_token.as_deref().map(read_key).transpose()?;
+        let session_token = session_token.map(|token| token.expose_secret().to_owned());
         let expiry = SystemTime::from(self.clock.now()) + READ_AGAIN;
         let (id, secret) = (access_key.expose_secret(), secret_key.expose_secret());
-        Ok(Credentials::new(id, secret, None, Some(expiry), "key files"))
+        Ok(Credentials::new(id, secret, session_token, Some(expiry), "key files"))
     }
 }
 
@@ -148,6 +151,7 @@ mod tests {
         let files = FileCredentials {
             access_key: access_key.clone(),
             secret_key: secret_key.clone(),
+            session_token: None,
             clock: Arc::new(SystemClock),
         };
         let error = files.provide_credentials().await.unwrap_err();
@@ -167,6 +171,26 @@ mod tests {
             assert_eq!(named.source(), "credentials from key files, access key AKIA…IJKL");
             assert!(!format!("{named:?} {found:?} {files:?}").contains(secret));
         }
+    }
+
+    #[tokio::test]
+    async fn temporary_credentials_come_with_their_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, content).unwrap();
+            path
+        };
+        let files = FileCredentials {
+            access_key: file("id", "ASIAABCDEFGHIJKL\n"),
+            secret_key: file("secret", "a-secret\n"),
+            session_token: Some(file("token", &("t".repeat(3000) + "\n"))),
+            clock: Arc::new(SystemClock),
+        };
+        let found = files.provide_credentials().await.unwrap();
+        assert_eq!(found.session_token().map(str::len), Some(3000));
+        fs::remove_file(dir.path().join("token")).unwrap();
+        files.provide_credentials().await.unwrap_err();
     }
 
     #[test]
