@@ -322,9 +322,9 @@ fn spool_message(trouble: &Trouble) -> String {
 fn a_spool_that_fills_up_is_told_before_and_never_holds_the_primary() {
     let store = FakeS3Process::start(Conditions::Atomic);
     let settings = [("max_slot_wal_keep_size", "1GB")];
-    let mut trouble = Trouble::begin(store.fake.options(), None, &settings, "max_size = \"24MB\"");
+    let mut trouble = Trouble::begin(store.fake.options(), None, &settings, "max_size = \"64MB\"");
     let node = &trouble.it.node;
-    let filler = Filler::start(node, 1 << 20);
+    let filler = Filler::start(node, 5 << 20);
     store.fake.sometimes("", 100, Wrong::Status(503, "SlowDown"));
 
     // Before it is full, everyone can see when it will be.
@@ -387,7 +387,7 @@ fn commits_that_wait_for_a_full_spool_go_on_with_it_or_when_an_operator_says_so(
         Attacked::new(&[("max_slot_wal_keep_size", "1GB")], "application_name = \"the_vault\"\nsynchronous = true\n");
     store_at(&it.pgvault, &store.fake.options());
     let text = fs::read_to_string(&it.pgvault.config).unwrap();
-    fs::write(&it.pgvault.config, format!("{text}\n[spool]\nmax_size = \"8MB\"\n")).unwrap();
+    fs::write(&it.pgvault.config, format!("{text}\n[spool]\nmax_size = \"64MB\"\n")).unwrap();
     let daemon = it.pgvault.serve();
     it.pgvault.wait_streaming();
     let reference = it.reference();
@@ -396,7 +396,7 @@ fn commits_that_wait_for_a_full_spool_go_on_with_it_or_when_an_operator_says_so(
     let load = it.load();
     it.pgvault.ok(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
     let fill = || {
-        let filler = Filler::start(&it.node, 2 << 20);
+        let filler = Filler::start(&it.node, 16 << 20);
         it.pgvault.wait("the spool is full", LIMIT, || wal(&it.pgvault)["state"] == "stalled");
         filler.stop();
     };

@@ -69,6 +69,8 @@ pub(crate) struct Archiver {
 struct Run {
     store: Store,
     cursor: Option<Cursor>,
+    /// The newest segment that was there when we began.
+    held_at_start: Option<SegmentName>,
     /// The last segment that was scanned to its end, and those before it.
     done: Option<SegmentName>,
     exposure: Exposure,
@@ -105,6 +107,7 @@ impl Archiver {
                 histories: Arc::new(Mutex::new(BTreeSet::new())),
             },
             cursor: None,
+            held_at_start: self.spool.last().map(|(name, _)| name),
             done: None,
             exposure: Exposure::default(),
             queue: VecDeque::new(),

@@ -125,11 +125,10 @@ impl Archiver {
             Some(cursor) if cursor.name().number(size) == name.number(size) => cursor.before().clone(),
             _ => warm_up::warm_up(&self.spool, &self.repository, name).await?,
         };
-        let goes_on = previous.is_some();
         let mut cursor = Cursor::new(&self.spool, name, state);
-        // Only an earlier run can have stored tails of it: within a run scanning needs no store, so that what waits for
-        // one that is away is known. Another daemon's tails are of the same bytes.
-        if !goes_on
+        // Only an earlier run can have stored tails of it: what comes while we run is scanned without the store, so that
+        // what waits for one that is away is known. Another daemon's tails are of the same bytes.
+        if run.held_at_start.is_some_and(|last| name <= last)
             && self.spool.get(name) != Some(Held::Complete)
             && let Some(chain) = self.repository.tail_chain(name).await.map_err(warm_up::WarmUpError::from)?
         {

@@ -155,12 +155,17 @@ impl Trouble {
                 ))
                 .help("promote a standby, or bring the primary back: pgvault follows by itself"),
             Self::Spool(error) => {
-                let code = if error.is_no_space() { ErrorCode::Spool } else { ErrorCode::Unclassified };
-                let code = if matches!(error, SpoolError::InUse { .. }) { ErrorCode::AnotherWriter } else { code };
-                Error::new(if code == ErrorCode::Unclassified { ErrorCode::Spool } else { code }, doing)
+                let code =
+                    if matches!(error, SpoolError::InUse { .. }) { ErrorCode::AnotherWriter } else { ErrorCode::Spool };
+                let help = if error.is_no_space() {
+                    "see why archiving lags: pgvault status; or give the spool more room: [spool] max_size"
+                } else {
+                    "look at the disk of the spool and at who may write there: df, ls -ld, dmesg"
+                };
+                Error::new(code, doing)
                     .because(error)
                     .because("the connection is closed so that the primary is not slowed; its slot retains WAL")
-                    .help("see why archiving lags: pgvault status; or give the spool more room: [spool] max_size")
+                    .help(help)
             }
             Self::Diverged { segment, at, kept_as } => {
                 let error =

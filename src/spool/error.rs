@@ -68,14 +68,24 @@ impl SpoolError {
 impl From<SpoolError> for Error {
     fn from(error: SpoolError) -> Self {
         let code = if matches!(error, SpoolError::InUse { .. }) { ErrorCode::AnotherWriter } else { ErrorCode::Spool };
-        let said = Self::new(code, error.to_string());
+        let message = match &error {
+            SpoolError::Io { .. } => format!("the spool's disk fails: {error}"),
+            SpoolError::Damaged { .. }
+            | SpoolError::InUse { .. }
+            | SpoolError::Helper(_)
+            | SpoolError::Full { .. } => error.to_string(),
+        };
+        let said = Self::new(code, message);
         match error {
             error if error.is_no_space() => said
                 .because("WAL is kept in the spool until the repository has it; the server keeps what is not received")
                 .help("see why archiving lags: pgvault status; or give the spool more room: [spool] max_size"),
             SpoolError::InUse { .. } => said.help("end the other pgvault, or give this one its own [spool] dir"),
             SpoolError::Damaged { .. } => said.help("move the file away; pgvault asks the server for its WAL again"),
-            SpoolError::Io { .. } | SpoolError::Full { .. } | SpoolError::Helper(_) => said,
+            SpoolError::Io { .. } => said
+                .because("it is tried again by itself; nothing was acknowledged that is not durable")
+                .help("look at the disk and at who may write there: df, ls -ld, dmesg"),
+            SpoolError::Full { .. } | SpoolError::Helper(_) => said,
         }
     }
 }
