@@ -54,7 +54,7 @@ fn wal_and_a_backup_of_more_than_that_fit_into_it() {
 }
 
 /// What receiving and archiving may need at segments of 16 MB, in MiB.
-const WAL_LIMIT_MIB: u64 = 150;
+const WAL_LIMIT_MIB: u64 = 100;
 
 fn wal(pgvault: &Pgvault) -> Value {
     pgvault.json(&["status", "main"]).1["clusters"][0]["wal"].clone()

@@ -20,6 +20,7 @@ mod lineage;
 pub mod manifest;
 mod marker;
 mod marks;
+mod memory;
 mod objects;
 pub mod pack;
 mod segments;
@@ -34,6 +35,8 @@ use std::sync::Arc;
 
 use recovery::LineageId;
 use wal::{PgTime, SegmentSize, SystemIdentifier};
+
+use memory::ObjectMemory;
 
 use crate::codec::Compression;
 use crate::storage::Storage;
@@ -63,17 +66,20 @@ pub struct RepositoryOptions {
     pub scratch_dir: PathBuf,
     /// WAL segments up to this many bytes are compressed in memory, larger ones in a file.
     pub max_in_memory: u64,
+    /// What all WAL that is being stored may take in memory together, in bytes.
+    pub memory: u64,
     /// Where the headers of stored WAL are remembered between runs; none = not at all.
     pub header_cache_dir: Option<PathBuf>,
 }
 
 impl Default for RepositoryOptions {
-    /// zstd level 1, the system's temporary directory, 64 MiB in memory, no cache.
+    /// zstd level 1, the system's temporary directory, objects of 32 MiB and 48 MiB of them in memory, no cache.
     fn default() -> Self {
         Self {
             compression: Compression::default(),
             scratch_dir: std::env::temp_dir(),
-            max_in_memory: 64 << 20,
+            max_in_memory: 32 << 20,
+            memory: 48 << 20,
             header_cache_dir: None,
         }
     }
@@ -90,6 +96,7 @@ struct RepositoryInner {
     objects: Objects,
     options: RepositoryOptions,
     marker: Marker,
+    memory: ObjectMemory,
 }
 
 impl Repository {
@@ -97,7 +104,7 @@ impl Repository {
     pub async fn open(storage: Arc<dyn Storage>, options: RepositoryOptions) -> RepositoryResult<Self> {
         let objects = Objects::new(storage);
         let marker = marker::open(&objects).await?;
-        Ok(Self { inner: Arc::new(RepositoryInner { objects, options, marker }) })
+        Ok(Self::of(objects, options, marker))
     }
 
     /// Opens the repository, or makes one with this `id` when there is none. Of several that make one at once, one wins
@@ -110,7 +117,16 @@ impl Repository {
     ) -> RepositoryResult<Self> {
         let objects = Objects::new(storage);
         let marker = marker::create_or_open(&objects, now, id).await?;
-        Ok(Self { inner: Arc::new(RepositoryInner { objects, options, marker }) })
+        Ok(Self::of(objects, options, marker))
+    }
+
+    fn of(objects: Objects, options: RepositoryOptions, marker: Marker) -> Self {
+        let memory = ObjectMemory::new(options.memory);
+        Self { inner: Arc::new(RepositoryInner { objects, options, marker, memory }) }
+    }
+
+    fn memory(&self) -> &ObjectMemory {
+        &self.inner.memory
     }
 
     /// Which repository this is.

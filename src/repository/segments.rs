@@ -9,7 +9,7 @@ use wal::{LongHeader, SegmentName, XactIndex};
 use crate::repository::header::WalPlace;
 use crate::repository::wal_object::{Decoded, EncodeJob, Encoded, read_header, read_wal};
 use crate::repository::{LineageRepository, PutNew, RepositoryError, RepositoryResult, WalHeader};
-use crate::storage::{ObjectKey, Sha256};
+use crate::storage::{Body, ObjectKey, Sha256};
 
 #[cfg(test)]
 mod tests;
@@ -102,6 +102,8 @@ impl LineageRepository {
         source: PlainSource,
     ) -> RepositoryResult<Stored> {
         let options = self.repository().options();
+        // Held until it is stored: several wait, each with its object, for a store that is slow or away.
+        let mut memory = self.repository().memory().share(place.length.min(options.max_in_memory)).await;
         let job = EncodeJob {
             place: place.clone(),
             source,
@@ -112,6 +114,7 @@ impl LineageRepository {
             max_in_memory: options.max_in_memory,
         };
         let encoded = job.run().await?;
+        memory.shrink_to(if matches!(encoded.body, Body::Bytes(_)) { encoded.body.len() } else { 0 });
         if let Some(page) = &encoded.first_page {
             self.check_first_page(&place, page).await?;
         }

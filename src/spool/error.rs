@@ -70,10 +70,9 @@ impl From<SpoolError> for Error {
         let code = if matches!(error, SpoolError::InUse { .. }) { ErrorCode::AnotherWriter } else { ErrorCode::Spool };
         let message = match &error {
             SpoolError::Io { .. } => format!("the spool's disk fails: {error}"),
-            SpoolError::Damaged { .. }
-            | SpoolError::InUse { .. }
-            | SpoolError::Helper(_)
-            | SpoolError::Full { .. } => error.to_string(),
+            SpoolError::Damaged { .. } | SpoolError::InUse { .. } | SpoolError::Helper(_) | SpoolError::Full { .. } => {
+                error.to_string()
+            }
         };
         let said = Self::new(code, message);
         match error {

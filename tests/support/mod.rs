@@ -6,8 +6,8 @@
 
 pub mod attacked;
 pub mod fake_s3;
-pub mod follow_timer;
 pub mod filler;
+pub mod follow_timer;
 pub mod fuzz_targets;
 pub mod injected;
 pub mod ledger;

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 use crate::daemon::probe::RepositoryProbe;
 use crate::daemon::view::Member;
@@ -5,7 +7,7 @@ use crate::daemon::view::samples::{NOW, at, backup, primary, stored, unknown, we
 use crate::error::ErrorCode;
 use crate::patroni::{KnownMember, Role, SlotRules, Topology};
 use crate::primary::{Host, HostName};
-use crate::wal_pipeline::WalState;
+use crate::wal_pipeline::{SpoolLevel, WalState};
 
 fn check(view: &ClusterView) -> Vec<Finding> {
     findings(view, &Probes::default(), at(NOW))
@@ -107,7 +109,7 @@ fn whatever_is_wrong_says_what_to_do() {
             view.members.push(standby);
         }),
         ("idle_replication_slot_timeout", Warn, |view| {
-            let timeout = Some(std::time::Duration::from_secs(3600));
+            let timeout = Some(Duration::from_secs(3600));
             view.members[0].settings.as_mut().unwrap().idle_replication_slot_timeout = timeout;
         }),
         ("patroni", Warn, |view| {
