@@ -391,10 +391,11 @@ fn commits_that_wait_for_a_full_spool_go_on_with_it_or_when_an_operator_says_so(
     let daemon = it.pgvault.serve();
     it.pgvault.wait_streaming();
     let reference = it.reference();
+    // Before commits wait: the restored server has nobody to wait for.
+    it.pgvault.ok(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
     it.node.sql("ALTER SYSTEM SET synchronous_standby_names = 'the_vault'");
     it.node.sql("SELECT pg_reload_conf()");
     let load = it.load();
-    it.pgvault.ok(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
     let fill = || {
         let filler = Filler::start(&it.node, 16 << 20);
         it.pgvault.wait("the spool is full", LIMIT, || wal(&it.pgvault)["state"] == "stalled");

@@ -23,6 +23,10 @@ const EXPECTED: Duration = Duration::from_secs(7);
 /// Bytes a second that are expected of the way to a store.
 const SLOW_LINE: u64 = 8 << 20;
 
+/// Space that a part gets. It costs nothing until it is written to, and is more than glibc's malloc ever keeps for later
+/// (`DEFAULT_MMAP_THRESHOLD_MAX`): smaller buffers would stay with every thread that had one.
+const PART_SPACE: usize = 33 << 20;
+
 /// Where segments and tails go. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Store {
@@ -198,7 +202,8 @@ impl Store {
 pub(super) fn read_part(spool: &Spool, name: SegmentName, from: Lsn, to: Lsn) -> Result<Bytes, SpoolError> {
     let io = |source| SpoolError::Io { path: spool.path(name), source };
     let len = usize::try_from(to.bytes_since(from)).map_err(|error| io(std::io::Error::other(error)))?;
-    let mut plain = vec![0; len];
+    let mut plain = Vec::with_capacity(len.max(PART_SPACE));
+    plain.resize(len, 0);
     let file = spool.open_for_reading(name)?;
     file.read_exact_at(&mut plain, from.bytes_since(spool.start_of(name))).map_err(io)?;
     // Asked after the read: a file that is made anew after a failed write holds zeros where the other one held WAL, and

@@ -73,13 +73,13 @@ pub struct RepositoryOptions {
 }
 
 impl Default for RepositoryOptions {
-    /// zstd level 1, the system's temporary directory, objects of 32 MiB and 48 MiB of them in memory, no cache.
+    /// zstd level 1, the system's temporary directory, objects of up to 32 MiB in memory, all together no more, no cache.
     fn default() -> Self {
         Self {
             compression: Compression::default(),
             scratch_dir: std::env::temp_dir(),
             max_in_memory: 32 << 20,
-            memory: 48 << 20,
+            memory: 32 << 20,
             header_cache_dir: None,
         }
     }
