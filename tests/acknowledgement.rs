@@ -2,7 +2,6 @@
 
 #![allow(clippy::print_stdout, reason = "seeds and figures are shown with --nocapture and on failure")]
 
-use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -17,47 +16,12 @@ use crate::support::pg::{PgNode, test_dir};
 use crate::support::pgvault::Pgvault;
 use crate::support::plain_restore::wait_until_writable;
 use crate::support::proxy::{Direction, Proxy};
+use crate::support::tap;
 use crate::support::truth::{Target, Truth};
 
 /// Keys of a cluster whose commits wait for pgvault, and the server's side of it.
 const SYNCHRONOUS: &str = "application_name = \"the_vault\"\nsynchronous = true\n";
 const STANDBY: (&str, &str) = ("synchronous_standby_names", "the_vault");
-
-/// What one connection sent towards the server, message by message.
-#[derive(Default)]
-struct Frontend {
-    started: bool,
-    bytes: Vec<u8>,
-    /// Where streaming was asked to start: what lies before is not claimed by a position there.
-    start: Option<Lsn>,
-}
-
-impl Frontend {
-    /// The flush positions of the status updates that are complete now.
-    fn flushed(&mut self, bytes: &[u8]) -> Vec<Lsn> {
-        self.bytes.extend_from_slice(bytes);
-        let mut found = Vec::new();
-        loop {
-            let header = if self.started { 1 } else { 0 };
-            let Some(length) = self.bytes.get(header..header + 4) else { return found };
-            let end = header + u32::from_be_bytes(length.try_into().unwrap()) as usize;
-            if self.bytes.len() < end {
-                return found;
-            }
-            let message: Vec<u8> = self.bytes.drain(..end).collect();
-            if !self.started {
-                // A request for TLS comes before the startup message.
-                self.started = message[4..8] == 196_608u32.to_be_bytes();
-            } else if message[0] == b'Q' && message[5..].starts_with(b"START_REPLICATION") {
-                let text = String::from_utf8_lossy(&message[5..]).into_owned();
-                self.start = text.split(' ').find_map(|word| word.parse().ok());
-            } else if message[0] == b'd' && message[5] == b'r' {
-                let flush: [u8; 8] = message[14..22].try_into().unwrap();
-                found.push(Lsn::new(u64::from_be_bytes(flush)));
-            }
-        }
-    }
-}
 
 /// What was on disk when the server was told so.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +35,7 @@ struct Told {
 /// Looks into the spool whenever a status update passes, before the server gets it.
 #[derive(Default)]
 struct Audit {
-    frontends: HashMap<usize, Frontend>,
+    tap: tap::Told,
     told: Vec<Told>,
     /// What was told and not there.
     ahead: Vec<String>,
@@ -82,15 +46,14 @@ struct Audit {
 
 impl Audit {
     fn pass(&mut self, connection: usize, bytes: &[u8], pgvault: &Places) {
-        let frontend = self.frontends.entry(connection).or_default();
-        let flushed = frontend.flushed(bytes);
+        let updates = self.tap.pass(connection, Direction::ToServer, bytes);
         if self.started_at.is_none()
-            && let Some(start) = frontend.start
+            && let Some((_, start)) = self.tap.starts.first().copied()
         {
             // The first of all: nothing is held, and the server's own WAL begins to count here.
             (self.started_at, self.last) = (Some(start), start);
         }
-        for flush in flushed {
+        for flush in updates.into_iter().map(|update| update.flush) {
             if flush > self.last {
                 self.look(flush, pgvault);
                 self.last = flush;
@@ -275,23 +238,6 @@ fn a_fast_stop_is_not_delayed_by_the_only_synchronous_standby_either() {
     stop_while_storage_is_down(&[STANDBY, ("synchronous_commit", "local")], SYNCHRONOUS);
 }
 
-/// What a server's pg_wal holds before `end`; behind it there may be pages of segments that were used before.
-fn truth_up_to(end: Lsn, pg_wal: &Path, scratch: &Path) -> Truth {
-    fs::create_dir_all(scratch).unwrap();
-    for entry in fs::read_dir(pg_wal).unwrap() {
-        let entry = entry.unwrap();
-        let Some(Ok(name)) = entry.file_name().to_str().map(str::parse::<SegmentName>) else { continue };
-        let start = name.number(size()).unwrap().start(size());
-        if start < end {
-            let mut bytes = fs::read(entry.path()).unwrap();
-            let valid = usize::try_from(end.bytes_since(start)).unwrap().min(bytes.len());
-            bytes[valid..].fill(0);
-            fs::write(scratch.join(entry.file_name()), bytes).unwrap();
-        }
-    }
-    Truth::read(scratch, TimelineId::FIRST, size())
-}
-
 #[test]
 fn what_was_acknowledged_survives_the_end_of_the_primary_and_of_the_daemon() {
     let mut it = Attacked::new(&[STANDBY, ("synchronous_commit", "local"), ("wal_keep_size", "1GB")], SYNCHRONOUS);
@@ -340,7 +286,7 @@ fn what_was_acknowledged_survives_the_end_of_the_primary_and_of_the_daemon() {
         .collect();
     assert!(lost.is_empty(), "acknowledged up to {last}, flushed up to {flushed}, lost: {lost:?}");
     // And exactly what the primary wrote, up to where the spool ends: nothing else.
-    let truth = truth_up_to(flushed, &truth_dir, &it.path("reference"));
+    let truth = Truth::of_pg_wal(flushed, &truth_dir, &it.path("reference"), size());
     let oracle = Oracle::new(&it.ledger, truth, Vec::new());
     let verdict = oracle.check(&restored, &Target::EndOfWal(flushed));
     assert!(verdict.expected >= 150, "{verdict}");

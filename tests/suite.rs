@@ -26,6 +26,7 @@ mod local_store_survives;
 mod main_job;
 mod oracle_is_sharp;
 mod patroni;
+mod power_loss;
 mod primary_connects;
 mod receive;
 mod recover_branches;

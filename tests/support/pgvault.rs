@@ -124,7 +124,25 @@ impl Pgvault {
 
     /// Starts the daemon and waits until its control socket answers.
     pub fn serve(&self) -> Daemon {
-        let mut daemon = self.spawn_serve(&[]);
+        self.wait_up(self.spawn_serve(&[]))
+    }
+
+    /// The same below a program that looks on, `strace -D …` for one: it must not become another process.
+    pub fn serve_below(&self, wrapper: &[&str]) -> Daemon {
+        let mut command = as_server_user(wrapper[0]);
+        let plain = self.command(["serve"]);
+        command.args(&wrapper[1..]).arg(&self.binary).arg("serve");
+        for (name, value) in plain.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        command.current_dir(&self.dir).stdin(Stdio::null());
+        self.wait_up(self.spawn(command))
+    }
+
+    fn wait_up(&self, mut daemon: Daemon) -> Daemon {
         let deadline = Instant::now() + Duration::from_secs(60);
         while !self.run(["health"]).status.success() {
             assert!(!daemon.has_ended(), "serve ended:\n{}", daemon.log());
@@ -136,10 +154,15 @@ impl Pgvault {
 
     /// Starts the daemon with these variables and does not wait for anything.
     pub fn spawn_serve(&self, variables: &[(&str, &str)]) -> Daemon {
+        let mut command = self.command(["serve"]);
+        command.envs(variables.iter().copied());
+        self.spawn(command)
+    }
+
+    fn spawn(&self, mut command: Command) -> Daemon {
         let log_path = self.dir.join(format!("serve-{}.log", free_port()));
         let log = fs::File::create(&log_path).unwrap();
-        let mut command = self.command(["serve"]);
-        command.envs(variables.iter().copied()).stdout(log.try_clone().unwrap()).stderr(log);
+        command.stdout(log.try_clone().unwrap()).stderr(log);
         Daemon { child: Some(command.spawn().unwrap()), log_path }
     }
 

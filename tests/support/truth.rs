@@ -100,6 +100,24 @@ impl Truth {
         Self { ends, restore_points, records, valid_end: reader.valid_end() }
     }
 
+    /// Reads what a server's pg_wal holds before `end` on its first timeline; behind it there may be pages of segments that
+    /// were used before. `scratch` is filled for it.
+    pub fn of_pg_wal(end: Lsn, pg_wal: &Path, scratch: &Path, size: SegmentSize) -> Self {
+        fs::create_dir_all(scratch).unwrap();
+        for entry in fs::read_dir(pg_wal).unwrap() {
+            let entry = entry.unwrap();
+            let Some(Ok(name)) = entry.file_name().to_str().map(str::parse::<SegmentName>) else { continue };
+            let start = name.number(size).unwrap().start(size);
+            if start < end {
+                let mut bytes = fs::read(entry.path()).unwrap();
+                let valid = usize::try_from(end.bytes_since(start)).unwrap().min(bytes.len());
+                bytes[valid..].fill(0);
+                fs::write(scratch.join(entry.file_name()), bytes).unwrap();
+            }
+        }
+        Self::read(scratch, TimelineId::FIRST, size)
+    }
+
     /// The transactions that are there after recovery to `target`; none when recovery would not find the target.
     pub fn committed_at(&self, target: &Target) -> Option<BTreeSet<u32>> {
         let before = self.stop(target)?;
