@@ -57,11 +57,14 @@ impl Traced {
 
     /// kill -9; what it did until then.
     pub fn kill(self) -> Vec<Event> {
-        let ended = format!("{} +++ killed by SIGKILL +++", self.daemon.pid());
+        let pid = self.daemon.pid().to_string();
+        let ended = |line: &str| {
+            line.strip_prefix(&pid).is_some_and(|rest| rest.trim_start().starts_with("+++ killed by SIGKILL"))
+        };
         self.daemon.kill();
         let deadline = Instant::now() + Duration::from_secs(60);
         // Written by the tracer, which ends a moment later.
-        while !String::from_utf8_lossy(&fs::read(&self.trace).unwrap()).contains(&ended) {
+        while !String::from_utf8_lossy(&fs::read(&self.trace).unwrap()).lines().rev().take(20).any(ended) {
             assert!(Instant::now() < deadline, "the trace has no end");
             std::thread::sleep(Duration::from_millis(50));
         }
