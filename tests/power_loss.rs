@@ -52,7 +52,8 @@ impl Drop for Pgbench {
 }
 
 impl Scene {
-    fn play(commits: u64) -> Self {
+    /// `injected`: what strace does to the daemon besides looking on.
+    fn play(commits: u64, injected: &[&str]) -> Self {
         let dir = test_dir();
         let settings = [
             ("synchronous_standby_names", "the_vault"),
@@ -69,7 +70,7 @@ impl Scene {
              application_name = \"the_vault\"\nsynchronous = true\n",
             proxy.port()
         ));
-        let traced = Traced::serve(&pgvault, "first");
+        let traced = Traced::serve(&pgvault, "first", injected);
         pgvault.wait_streaming();
         pgvault.ok(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
         pgvault.wait("synchronous", LIMIT, || node.sql("SELECT sync_state FROM pg_stat_replication") == "sync");
@@ -83,7 +84,7 @@ impl Scene {
         proxy.cut();
         load.wait_for_more(commits / 3);
         let mut events = traced.kill();
-        let traced = Traced::serve(&pgvault, "second");
+        let traced = Traced::serve(&pgvault, "second", injected);
         load.wait_for_more(commits / 3);
         // The end of both machines.
         events.push(Event::NewProcess);
@@ -121,10 +122,12 @@ fn replace(files: &std::collections::BTreeMap<std::path::PathBuf, Vec<u8>>, root
     roots.iter().for_each(|root| give_to_server_user(root));
 }
 
-fn every_acknowledged_commit_survives(moments: usize, commits: u64) {
+/// Plays the scene, loses power at so many moments of it, and recovers from what the last power loss leaves. Returns how
+/// often a sync had failed.
+fn every_acknowledged_commit_survives(moments: usize, commits: u64, injected: &[&str]) -> usize {
     let mut dice = Dice::new();
     println!("seed {}", dice.seed);
-    let scene = Scene::play(commits);
+    let scene = Scene::play(commits, injected);
     let disk = scene.record.disk_at_the_end();
     assert_eq!(disk.differences(), Vec::<String>::new(), "the model of the disk is not the disk");
     // What strace saw being sent is what the tap saw passing; the last ones may not have got that far.
@@ -172,24 +175,33 @@ fn every_acknowledged_commit_survives(moments: usize, commits: u64) {
     let truth = Truth::of_pg_wal(findings.acknowledged.max(end), &scene.record.pg_wal, &scratch, size());
     let verdict = Oracle::new(&scene.ledger, truth, Vec::new()).check(&restored, &Target::EndOfWal(end));
     verdict.assert_exact();
+    disk.failed_syncs
 }
 
 #[test]
 fn every_commit_that_was_acknowledged_survives_a_power_loss_at_any_moment() {
-    every_acknowledged_commit_survives(300, 300);
+    every_acknowledged_commit_survives(300, 300, &[]);
 }
 
 #[test]
 #[ignore = "long: make chaos"]
 fn every_commit_that_was_acknowledged_survives_a_thousand_power_losses() {
-    every_acknowledged_commit_survives(4000, 3000);
+    every_acknowledged_commit_survives(4000, 3000, &[]);
+}
+
+#[test]
+fn a_sync_that_fails_is_never_acknowledged_and_everything_goes_on() {
+    let fail = ["inject=fdatasync:error=EIO:when=20+60", "inject=fsync:error=EIO:when=60+50"];
+    let failed = every_acknowledged_commit_survives(200, 300, &fail);
+    println!("{failed} syncs of files failed");
+    assert!(failed >= 2, "{failed} syncs failed");
 }
 
 #[test]
 fn an_acknowledgement_that_is_not_true_is_found() {
     let mut dice = Dice::new();
     println!("seed {}", dice.seed);
-    let mut scene = Scene::play(150);
+    let mut scene = Scene::play(150, &[]);
     for doctored in [
         Doctored::NoFolderSync,
         Doctored::NoFolderSyncAfterPublishing,

@@ -30,6 +30,7 @@ mod power_loss;
 mod primary_connects;
 mod receive;
 mod recover_branches;
+mod recovery_point;
 mod refusals;
 mod restore_files;
 mod s3_misbehaves;

@@ -93,7 +93,7 @@ async fn apply(
         let planned = to_value(&plan.document())?;
         output.document(&json!({
             "type": "result", "directory": outcome.directory, "backup": outcome.backup, "target": planned["target"],
-            "timeline": outcome.timeline, "wal_from": planned["wal_from"], "wal_to": planned["wal_to"],
+            "timeline": outcome.timeline, "wal_from": planned["wal_from"], "wal_to": planned["wal_to"], "tail": planned["tail"],
             "restored_bytes": outcome.restored_bytes, "seconds": outcome.seconds, "warnings": outcome.warnings,
         }));
         return Ok(0);
@@ -315,6 +315,14 @@ fn lines(plan: &RestorePlan, document: &Value, verbose: bool) -> Vec<String> {
         format!("WAL         {} .. {}   {}", text("wal_from"), text("wal_to"), counted(plan.wal_segments, "segment")),
         format!("Download    {} from the repository", bytes(plan.download_bytes)),
     ];
+    if let Some(tail) = &plan.tail {
+        lines.push(format!(
+            "Tail        segment {} is not complete: {} of it reach to {}",
+            tail.segment,
+            counted(tail.pieces.len() as u64, "stored tail"),
+            tail.end
+        ));
+    }
     for place in &plan.places {
         lines.push(format!(
             "Disk        {} needs {}, has {} free",

@@ -82,6 +82,8 @@ pub struct ClusterConfig {
     pub max_rpo: Duration,
     /// Flush at once, to be a synchronous standby.
     pub synchronous: bool,
+    /// Report what is flushed as applied too: commits under `remote_apply` then wait for the spool and no longer.
+    pub report_apply: bool,
     /// When base backups are taken; `None`: never by itself.
     pub schedule: Option<Schedule>,
     /// Bytes per second of base backups.

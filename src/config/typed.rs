@@ -162,6 +162,7 @@ pub(super) fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig> 
         create_slot: settings.boolean(at, "create_slot")?.unwrap_or(true),
         max_rpo: settings.parsed(at, "max_rpo", max_rpo)?.unwrap_or(Duration::from_secs(5)),
         synchronous: settings.boolean(at, "synchronous")?.unwrap_or(false),
+        report_apply: settings.boolean(at, "report_apply")?.unwrap_or(false),
         schedule: cron.map(|(cron, text)| Schedule { cron, zone, text }),
         max_rate: settings.parsed(at, "max_rate", values::rate)?,
         patroni_urls: patroni_urls(settings, at)?,

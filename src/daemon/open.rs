@@ -117,7 +117,7 @@ pub fn wal_settings(config: &Config, cluster: &ClusterConfig) -> Result<WalSetti
         create_slot: cluster.create_slot,
         max_rpo: cluster.max_rpo,
         synchronous: cluster.synchronous,
-        report_apply: false,
+        report_apply: cluster.report_apply,
         spool_dir: config.spool.dir.clone(),
         spool_max_size: config.spool.max_size,
         state_dir: config.state_dir.clone(),

@@ -230,6 +230,11 @@ impl PgError {
         self.sqlstate() == Some("42501")
     }
 
+    /// The server does not let this role in as it came (class 28: wrong password, no entry in pg_hba.conf).
+    pub fn is_login_refused(&self) -> bool {
+        self.sqlstate().is_some_and(|state| state.starts_with("28"))
+    }
+
     /// The connection was closed by the server without a word.
     pub fn is_closed(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof)

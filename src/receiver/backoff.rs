@@ -6,6 +6,8 @@ use std::time::Duration;
 const FIRST: Duration = Duration::from_millis(100);
 /// First pause while another member may be ready at any moment, and the longest after a minute of it.
 const SHORT: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(3));
+/// A stream that ended sooner proves nothing: the next attempt waits longer than the one before.
+const STEADY: Duration = Duration::from_secs(1);
 /// Longest pause; attempts never end.
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -49,6 +51,13 @@ impl Backoff {
         pause
     }
 
+    /// A stream ended after so long: one that lasted begins with the shortest pause again.
+    pub(super) fn reset_after(&mut self, lasted: Duration) {
+        if lasted >= STEADY {
+            self.reset();
+        }
+    }
+
     /// It went well: begin with the shortest pause again.
     pub fn reset(&mut self) {
         *self = Self::up_to(self.longest);
@@ -79,7 +88,9 @@ mod tests {
         let pauses: Vec<u128> = (0..11).map(|_| backoff.pause(0.0).as_millis()).collect();
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
         assert_eq!(backoff.pause(1.0), LONGEST / 2);
-        backoff.reset();
+        backoff.reset_after(STEADY / 2);
+        assert_eq!(backoff.pause(0.0), LONGEST, "a stream that breaks at once is no success");
+        backoff.reset_after(STEADY);
         assert_eq!(backoff.pause(0.0), FIRST);
         assert_eq!(backoff.longest(0.0), LONGEST);
     }

@@ -116,6 +116,7 @@ impl Receiver {
         let options = ConnectOptions::new(self.settings.conninfo.clone(), self.settings.application_name.clone());
         let mut follower = Follower::new(options, self.witness.clone());
         while !stop.is_cancelled() {
+            let begun = Instant::now();
             let pause = match self.attempt(&mut follower, &stop).await {
                 Ok(Ended::Session(SessionEnd::Asked)) => break,
                 Ok(Ended::Session(SessionEnd::Timeline { next, switch_point })) => {
@@ -144,7 +145,7 @@ impl Receiver {
                     let was_streaming = self.board.read(|status| status.streaming());
                     self.note(&trouble);
                     if was_streaming {
-                        backoff.reset();
+                        backoff.reset_after(begun.elapsed());
                     }
                     match trouble.pause(follower.count() > 1) {
                         Pause::Growing => backoff.pause(rand::random()),

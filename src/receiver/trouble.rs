@@ -121,6 +121,8 @@ impl Trouble {
                 Pause::ForTheNext
             }
             Self::Postgres(error) if error.is_transient() || error.is_wal_removed() => Pause::Growing,
+            // A password that is being changed here and there is right again in a moment.
+            Self::Postgres(error) if error.is_login_refused() => Pause::Growing,
             Self::Spool(error) if error.is_no_space() => Pause::ForRoom,
             Self::Silent(_) | Self::Spool(_) | Self::Held { .. } | Self::SlotLost(_) => Pause::Growing,
             Self::Postgres(_) | Self::Diverged { .. } | Self::Refused(_) | Self::Conflict(_) | Self::Own(_) => {

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use recovery::BackupId;
-use wal::{SegmentName, TimelineId};
+use wal::{SegmentName, SegmentSize, TimelineId};
 
 use crate::repository::header::WalPlace;
 use crate::repository::layout::{LineageObject, ObjectName, Parsed, TailName};
 use crate::repository::tails::encrypted;
-use crate::repository::{LineageRepository, Mark, RepositoryResult};
+use crate::repository::{LineageRepository, Mark, RepositoryResult, TailChain};
 use crate::storage::ObjectKey;
 
 /// The objects of one lineage, by what they are, with the lengths of the stored objects in bytes.
@@ -35,6 +35,18 @@ pub struct BackupObjects {
     pub marks: Vec<Mark>,
     /// Everything in its folder, the manifest and the marks included.
     pub objects: Vec<(ObjectKey, u64)>,
+}
+
+impl Inventory {
+    /// The chain that the tails of a segment make; none when it is stored whole, or nothing of it is.
+    pub fn tail_chain(&self, segment: SegmentName, size: SegmentSize) -> Option<TailChain> {
+        if self.segments.contains_key(&segment) {
+            return None;
+        }
+        let start = segment.number(size)?.start(size);
+        let pieces = self.tails.keys().filter(|tail| tail.segment == segment).copied().collect();
+        TailChain::of(segment, start, pieces)
+    }
 }
 
 impl LineageRepository {

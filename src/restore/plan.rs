@@ -12,7 +12,7 @@ use wal::SegmentName;
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::repository::manifest::{Manifest, TablespacePath};
-use crate::repository::{Inventory, LineageRepository};
+use crate::repository::{Inventory, LineageRepository, TailChain};
 
 use super::directory::{self, Candidate, marker_text};
 use super::{ConfigRequest, Owner, RestoreRequest, facts, refusal, space};
@@ -63,6 +63,8 @@ pub struct RestorePlan {
     pub settings: Option<RecoverySettings>,
     /// Number of WAL segments that will be fetched.
     pub wal_segments: u64,
+    /// What the last of them is put together from when it is not stored whole.
+    pub tail: Option<TailChain>,
     /// Bytes that will be read from the repository, WAL included.
     pub download_bytes: u64,
     /// Bytes that will be written, WAL included.
@@ -91,11 +93,20 @@ pub struct PlanDocument {
     wal_segments: u64,
     wal_from: Option<String>,
     wal_to: Option<String>,
+    tail: Option<TailDocument>,
     download_bytes: u64,
     disk_bytes: u64,
     directory: String,
     settings: Vec<String>,
     notes: Vec<String>,
+}
+
+/// The chain of tails that stands for the last segment.
+#[derive(Debug, serde::Serialize)]
+struct TailDocument {
+    segment: String,
+    to_lsn: String,
+    objects: usize,
 }
 
 #[derive(Debug, serde::Serialize)]
@@ -122,6 +133,11 @@ impl RestorePlan {
             wal_segments: self.wal_segments,
             wal_from: self.recovery.wal.first().map(|name| name.to_string()),
             wal_to: self.recovery.wal.last().map(|name| name.to_string()),
+            tail: self.tail.as_ref().map(|tail| TailDocument {
+                segment: tail.segment.to_string(),
+                to_lsn: tail.end.to_string(),
+                objects: tail.pieces.len(),
+            }),
             download_bytes: self.download_bytes,
             disk_bytes: self.disk_bytes,
             directory: self.directory.display().to_string(),
@@ -166,6 +182,7 @@ pub async fn plan(lineage: &LineageRepository, request: &RestoreRequest) -> Resu
         directory: data.path.clone(),
         settings,
         wal_segments: recovery.wal.count(),
+        tail: recovery.wal.last().and_then(|last| inventory.tail_chain(last, lineage.segment_size())),
         download_bytes: manifest.stored_bytes + stored_wal_bytes(&inventory, &recovery),
         disk_bytes: wanted.iter().map(|(_, bytes)| bytes).sum(),
         places,

@@ -77,9 +77,15 @@ impl Ledger {
 
     /// Starts the writers.
     pub fn load(&self, node: &PgNode, writers: i32) -> Load {
+        self.slow_load(node, writers, Duration::ZERO)
+    }
+
+    /// Starts writers that rest after each row.
+    pub fn slow_load(&self, node: &PgNode, writers: i32, rest: Duration) -> Load {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
             acknowledged: AtomicU64::new(0),
+            rest,
             gate: RwLock::new(()),
             conninfo: Mutex::new(node.conninfo()),
             prepared: node.sql("SHOW max_prepared_transactions") != "0",
@@ -127,6 +133,7 @@ pub struct Load {
 struct Shared {
     stop: AtomicBool,
     acknowledged: AtomicU64,
+    rest: Duration,
     /// Writers hold it while they write one row.
     gate: RwLock<()>,
     conninfo: Mutex<String>,
@@ -212,9 +219,11 @@ impl Writer {
         let (mut seq, mut prev) = last.map_or((0, Vec::new()), |row| (row.get(0), row.get(1)));
         while !self.shared.stop.load(Ordering::SeqCst) {
             let shared = Arc::clone(&self.shared);
-            let _writing = shared.gate.read().await;
+            let writing = shared.gate.read().await;
             seq += 1;
             prev = self.write(&client, seq, prev).await?;
+            drop(writing);
+            tokio::time::sleep(shared.rest).await;
         }
         drop(client);
         connection.await.unwrap()

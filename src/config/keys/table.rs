@@ -46,6 +46,7 @@ pub const KEYS: &[Key] = &[
     key(Cluster, "max_rpo", Text, "5s", "ship the tail of the open segment so often; 0 = whole segments only")
         .var("MAX_RPO"),
     key(Cluster, "synchronous", Bool, "false", "true: flush at once, to be named in synchronous_standby_names"),
+    key(Cluster, "report_apply", Bool, "false", "true: what is flushed is reported as applied too, for remote_apply"),
     key(Cluster, "schedule", Text, "0 3 * * *", "base backups, as in crontab; \"\" = none").var("SCHEDULE"),
     key(Cluster, "time_zone", Text, "UTC", "in which the schedule is read"),
     key(Cluster, "backup_from", Text, "primary", "primary, standby or prefer-standby")

@@ -62,6 +62,10 @@ enum Node {
 struct FileNode {
     durable: Vec<u8>,
     pending: Vec<(usize, Change)>,
+    /// What a failed sync was to bring to the disk: in the cache at best, and of no sync's concern any more.
+    forgotten: Vec<(usize, Change)>,
+    /// What everybody reads.
+    now: Vec<u8>,
 }
 
 #[derive(Clone, Debug)]
@@ -106,6 +110,7 @@ pub struct Disk {
     /// Events that changed what names there are, so far.
     pub names_changed: usize,
     pub syncs: usize,
+    pub failed_syncs: usize,
 }
 
 impl Disk {
@@ -122,6 +127,7 @@ impl Disk {
             published: false,
             names_changed: 0,
             syncs: 0,
+            failed_syncs: 0,
         };
         for root in roots {
             disk.nodes.push(Node::Folder(FolderNode::default()));
@@ -145,7 +151,7 @@ impl Disk {
                 if let Some((call, begun)) = self.running.remove(number) {
                     match result {
                         Some(result) if *result >= 0 => self.succeeded(call, *result, begun),
-                        Some(_) => {}
+                        Some(_) => self.failed(call),
                         None => self.unknown(call),
                     }
                 }
@@ -156,6 +162,17 @@ impl Disk {
                 left.into_iter().for_each(|call| self.unknown(call));
             }
             Event::Told { .. } | Event::Asked { .. } => {}
+        }
+    }
+
+    /// A failed fsync leaves pages that were not written and look clean: no later one of the same file brings them back.
+    fn failed(&mut self, call: Call) {
+        if let Call::Sync { fd, .. } = call
+            && let Some(descriptor) = self.descriptors.get(&fd)
+            && let Node::File(file) = &mut self.nodes[descriptor.node]
+        {
+            file.forgotten.append(&mut file.pending);
+            self.failed_syncs += 1;
         }
     }
 
@@ -311,13 +328,14 @@ impl Disk {
     fn change(&mut self, node: usize, change: Change) {
         let clock = self.clock;
         if let Node::File(file) = &mut self.nodes[node] {
+            apply(&mut file.now, &change);
             file.pending.push((clock, change));
         }
     }
 
     fn size(&self, node: usize) -> u64 {
         match &self.nodes[node] {
-            Node::File(file) => file.now().len() as u64,
+            Node::File(file) => file.now.len() as u64,
             Node::Folder(_) => 0,
         }
     }
@@ -362,7 +380,7 @@ impl Disk {
         let mut known = BTreeMap::new();
         for (path, &node) in &self.paths {
             if let Node::File(file) = &self.nodes[node] {
-                known.insert(path.clone(), file.now());
+                known.insert(path.clone(), file.now.clone());
             }
         }
         let mut differences = Vec::new();
@@ -394,6 +412,17 @@ impl Disk {
     }
 }
 
+impl Change {
+    fn overlaps(&self, other: &Self) -> bool {
+        let range = |change: &Self| match change {
+            Self::Write { at, bytes } => *at..at + bytes.len() as u64,
+            Self::Truncate(_) | Self::Allocate(_) => 0..u64::MAX,
+        };
+        let (one, other) = (range(self), range(other));
+        one.start < other.end && other.start < one.end
+    }
+}
+
 impl FileNode {
     fn sync(&mut self, data_only: bool, begun: usize) {
         let pending = std::mem::take(&mut self.pending);
@@ -403,6 +432,7 @@ impl FileNode {
                 Change::Truncate(_) | Change::Allocate(_) => true,
             };
             if at < begun && !(data_only && grows) {
+                self.forgotten.retain(|(_, older)| !older.overlaps(&change));
                 apply(&mut self.durable, &change);
             } else {
                 self.pending.push((at, change));
@@ -410,19 +440,18 @@ impl FileNode {
         }
     }
 
-    fn now(&self) -> Vec<u8> {
-        let mut bytes = self.durable.clone();
-        self.pending.iter().for_each(|(_, change)| apply(&mut bytes, change));
-        bytes
+    /// What is in the cache and not known to be on disk, in order.
+    fn unsynced(&self) -> Vec<&Change> {
+        self.forgotten.iter().chain(&self.pending).map(|(_, change)| change).collect()
     }
 
     fn after_power_loss(&self, survives: Survives, dice: &mut Dice) -> Vec<u8> {
         match survives {
             Survives::Nothing | Survives::Names => self.durable.clone(),
-            Survives::Everything | Survives::Bytes => self.now(),
+            Survives::Everything | Survives::Bytes => self.now.clone(),
             Survives::Torn { sector } => {
                 let mut bytes = self.durable.clone();
-                for (_, change) in &self.pending {
+                for change in self.unsynced() {
                     match change {
                         Change::Write { at, bytes: written } => {
                             for (at, piece) in sectors(*at, written, sector) {

@@ -32,14 +32,14 @@ pub struct Traced {
 }
 
 impl Traced {
-    /// Starts it; `name` is the record's.
-    pub fn serve(pgvault: &Pgvault, name: &str) -> Self {
+    /// Starts it; `name` is the record's, `injected` what strace does to it besides (`inject=fdatasync:error=EIO:when=9`).
+    pub fn serve(pgvault: &Pgvault, name: &str, injected: &[&str]) -> Self {
         let folder = pgvault.dir.join("traces");
         fs::create_dir_all(&folder).unwrap();
         give_to_server_user(&folder);
         let trace = folder.join(name);
         let calls = format!("trace={}", trace::CALLS);
-        let strace = [
+        let mut strace = vec![
             "strace",
             "-D",
             "-f",
@@ -52,6 +52,7 @@ impl Traced {
             "-e",
             &calls,
         ];
+        strace.extend(injected.iter().flat_map(|inject| ["-e", inject]));
         Self { daemon: pgvault.serve_below(&strace), trace }
     }
 
