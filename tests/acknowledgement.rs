@@ -206,10 +206,16 @@ fn position(pgvault: &Pgvault, name: &str) -> Option<Lsn> {
 /// A load, the repository away, then a fast stop, which must not wait for it; afterwards everything is brought home.
 fn stop_while_storage_is_down(settings: &[(&str, &str)], more: &str) {
     let mut it = Attacked::new(settings, more);
+    let (proxy, told) = tap::tapped(it.node.port);
+    it.pgvault.config(&format!(
+        "[cluster.main]\nconninfo = \"host=127.0.0.1 port={} user=postgres\"\nschedule = \"\"\nmax_rpo = \"500ms\"\n{more}",
+        proxy.port()
+    ));
     let daemon = it.pgvault.serve();
     it.pgvault.wait_streaming();
     it.node.sql("ALTER SYSTEM SET synchronous_commit = on");
     it.node.sql("SELECT pg_reload_conf()");
+    let began = Instant::now();
     let load = it.load();
     load.wait_for_more(30);
     hide_repository(&it.pgvault, true);
@@ -219,6 +225,18 @@ fn stop_while_storage_is_down(settings: &[(&str, &str)], more: &str) {
     assert!(it.node.stop("fast", Duration::from_secs(60)), "the primary's fast stop hangs");
     println!("the fast stop took {:?}", asked.elapsed());
     load.stop();
+    {
+        // A receiver that tells too little is asked tens of thousands of times a second.
+        let told = told.lock().unwrap();
+        let during_the_stop = told.keepalives.iter().filter(|keepalive| keepalive.at >= asked).count();
+        let (keepalives, updates) = (told.keepalives.len(), told.updates.len());
+        println!(
+            "{keepalives} keepalives, {during_the_stop} of them during the stop, {updates} status updates in {:?}",
+            began.elapsed()
+        );
+        assert!(during_the_stop <= 20, "{during_the_stop} keepalives during the stop");
+        assert!(keepalives as u64 <= 30 + 5 * began.elapsed().as_secs(), "{keepalives} in {:?}", began.elapsed());
+    }
     // Its last record is durable here, though nothing could be stored.
     let checkpoint = last_checkpoint(&it.node);
     it.pgvault.wait("the end is durable", LIMIT, || position(&it.pgvault, "flushed_lsn") > Some(checkpoint));

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 use std::{fmt, fs};
 
+use serde_json::Value;
 use wal::{Lsn, PgTime};
 
-use crate::support::attacked::{Dice, LIMIT, install, size, wait_shipped};
+use crate::support::attacked::{Attacked, Dice, LIMIT, install, size, stored, wait_shipped};
 use crate::support::ledger::{Attempt, Ledger};
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::pgvault::Pgvault;
@@ -152,7 +153,7 @@ fn a_store_that_answers_slowly_costs_its_latency_more() {
 }
 
 /// What `status` says of the WAL.
-fn wal_status(pgvault: &Pgvault) -> serde_json::Value {
+fn wal_status(pgvault: &Pgvault) -> Value {
     pgvault.json(&["status", "main"]).1["clusters"][0]["wal"].clone()
 }
 
@@ -206,4 +207,42 @@ fn what_is_told_of_the_recovery_point_is_the_age_of_the_oldest_commit_that_is_no
     wait_shipped(&pgvault, end);
     pgvault.wait("nothing is exposed any more", LIMIT, || wal_status(&pgvault)["rpo_seconds"] == 0.0);
     daemon.stop();
+}
+
+#[test]
+fn a_piece_that_is_missing_ends_the_chain_and_nothing_more_is_claimed() {
+    let it = Attacked::new(&[("autovacuum", "off"), ("wal_keep_size", "1GB")], "");
+    let daemon = it.pgvault.serve();
+    it.pgvault.wait_streaming();
+    it.pgvault.ok(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
+    // A segment of its own, whose tails come one by one.
+    it.node.sql("SELECT pg_switch_wal()");
+    let load = it.ledger.slow_load(&it.node, 1, Duration::from_millis(300));
+    let mut tails = Vec::new();
+    it.pgvault.wait("several tails", LIMIT, || {
+        tails = stored(&it.pgvault).keys().into_iter().filter(|key| key.contains(".tail/")).collect();
+        let last = tails.last().and_then(|key| key.split(".tail/").next()).map(str::to_owned);
+        tails.retain(|key| last.as_ref().is_some_and(|last| key.starts_with(last.as_str())));
+        tails.len() >= 6
+    });
+    load.stop();
+    daemon.stop();
+    let to = it.path("dry").to_str().unwrap().to_owned();
+    let plan = || it.pgvault.json(&["recover", "main", "--latest", "--dry-run", "--to", &to]).1;
+    let whole = plan();
+    let end = |plan: &Value| plan["tail"]["to_lsn"].as_str().unwrap().parse::<Lsn>().unwrap();
+    let shown = it.pgvault.ok(["recover", "main", "--latest", "--dry-run", "--to", &to]);
+    assert!(shown.contains("stored tails of it reach to"), "{shown}");
+    // The fourth piece is gone, and with it all that was behind it.
+    let key = &tails[3];
+    fs::remove_file(it.pgvault.repository.join(key)).unwrap();
+    let ends = key.rsplit('/').next().unwrap().split('-').next().unwrap();
+    let shortened = plan();
+    assert!(end(&shortened) < end(&whole), "{shortened} {whole}");
+    assert_eq!(shortened["tail"]["objects"], 3, "{shortened}: the chain ends before {ends}");
+    let (_, window) = it.pgvault.json(&["window", "main"]);
+    let claimed: Lsn = window["ranges"][0]["to"]["lsn"].as_str().unwrap().parse().unwrap();
+    assert!(claimed <= end(&shortened), "{claimed} is claimed, {} is stored", end(&shortened));
+    let truth = Truth::of_pg_wal(it.end(), &it.node.data.join("pg_wal"), &it.path("truth"), size());
+    it.assert_latest_is_exact(truth, claimed);
 }

@@ -306,6 +306,7 @@ fn a_segment_gets_its_bare_name_with_its_last_byte_and_not_before() {
 fn bytes_that_are_sent_again_must_be_the_same() {
     let wal = RealWal::get();
     let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(wal.name(0).to_string()), wal.segment(0)).unwrap();
     fs::write(partial(dir.path(), wal.name(1)), wal.segment(1)).unwrap();
     let spool = wal.open(dir.path());
     let (_, durable) = spool.durable().unwrap();
@@ -326,6 +327,40 @@ fn bytes_that_are_sent_again_must_be_the_same() {
     assert_eq!(fs::read(partial(dir.path(), wal.name(1))).unwrap()[..54_322], wal.segment(1)[..54_322], "ours is kept");
     let aside = spool.set_aside(wal.name(1), wal.lsn(1), b"theirs").unwrap();
     assert_eq!(fs::read(aside).unwrap(), b"theirs");
+}
+
+#[test]
+fn what_no_checksum_proves_is_taken_from_the_server() {
+    let wal = RealWal::get();
+    let spans = |index: &u64| first_own_record(wal, *index) > wal.lsn(*index).saturating_add(200);
+    let index = (1..6).find(spans).expect("a record spans two segments");
+    let proven = usize::try_from(first_own_record(wal, index).bytes_since(wal.lsn(index))).unwrap();
+    let name = wal.name(index);
+    let send = |spool: &Spool, bytes: &[u8]| {
+        let (_, durable) = spool.durable().unwrap();
+        let mut segment = spool.resume(name, durable).unwrap();
+        bytes.chunks(777).find_map(|piece| segment.write(piece).err())
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut torn = wal.segment(index).to_vec();
+    torn[100..proven.min(4000)].fill(0xEE);
+    fs::write(partial(dir.path(), name), &torn).unwrap();
+    let spool = wal.open(dir.path());
+    assert!(send(&spool, wal.segment(index)).is_none(), "a difference where nothing is proven");
+    let (_, durable) = spool.durable().unwrap();
+    let end = usize::try_from(durable.bytes_since(wal.lsn(index))).unwrap();
+    assert!(fs::read(partial(dir.path(), name)).unwrap()[..end] == wal.segment(index)[..end], "the server's bytes");
+    // Another history shows in the first record that is proven.
+    let mut other = wal.segment(index).to_vec();
+    other[proven + 30] ^= 1;
+    assert!(matches!(send(&spool, &other), Some(WriteError::Divergence { .. })));
+    // With the segment before it everything is proven.
+    drop(spool);
+    fs::write(dir.path().join(wal.name(index - 1).to_string()), wal.segment(index - 1)).unwrap();
+    let spool = wal.open(dir.path());
+    other[proven + 30] ^= 1;
+    other[150] ^= 1;
+    assert!(matches!(send(&spool, &other), Some(WriteError::Divergence { .. })));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use wal::{
     Gap, Lsn, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, WalError, WalEvent, WalProblem, WalReader,
 };
 
-use super::{Held, SpoolError, disk};
+use super::{Held, Spool, SpoolError, disk};
 
 /// Read at once while scanning.
 const PIECE: usize = 1 << 20;
@@ -214,6 +214,26 @@ pub(super) fn rewrite_partial(
     }
     disk::sync_dir(dir)?;
     Ok(Some(Held::Open { durable: end }))
+}
+
+/// Where the first record begins whose checksum proves the bytes of a segment, when it begins with the rest of another one
+/// whose segment is not held. Else the segment's start.
+pub(super) fn proven_from(spool: &Spool, name: SegmentName, file: &File) -> io::Result<Lsn> {
+    let (size, start) = (spool.segment_size(), spool.start_of(name));
+    if previous(spool.held().into_iter(), name, size).is_some() {
+        return Ok(start);
+    }
+    let mut reader = WalReader::new(size, start).expecting(spool.system_identifier());
+    let mut buffer = vec![0; PIECE];
+    let mut offset = 0;
+    while offset < size.bytes() && reader.skipped_to().is_none() && reader.valid_end() == start {
+        file.read_exact_at(&mut buffer, offset)?;
+        if reader.push(&buffer, &mut |_| {}).is_err() {
+            break;
+        }
+        offset += PIECE as u64;
+    }
+    Ok(reader.skipped_to().unwrap_or(start))
 }
 
 /// The segment right before `name`: on its timeline, or on the nearest older one.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use wal::{Lsn, SegmentName};
 
-use super::{Held, Spool, SpoolError, disk};
+use super::{Held, Spool, SpoolError, disk, recover};
 use crate::fault_point;
 
 /// A segment that is being written. Only [`SegmentFile::complete`] leads to a file under the bare name.
@@ -23,6 +23,8 @@ pub struct SegmentFile {
     held: Option<HeldPrefix>,
     /// Up to here the file itself already has the bytes.
     written_before: Lsn,
+    /// Before this the file has the rest of a record whose beginning was never received: no checksum proves it.
+    proven_from: Lsn,
     active: bool,
 }
 
@@ -98,6 +100,8 @@ impl SegmentFile {
         let open = || OpenOptions::new().read(true).write(true).open(&partial).map_err(SpoolError::io(&partial));
         let mut segment = Self::on(spool, name, open()?, Some(HeldPrefix::new(open()?, durable)));
         segment.written_before = durable;
+        segment.proven_from =
+            recover::proven_from(&segment.spool, name, &segment.file).map_err(SpoolError::io(&partial))?;
         segment.active = true;
         Ok(segment)
     }
@@ -106,7 +110,18 @@ impl SegmentFile {
         let start = spool.start_of(name);
         let end = start.saturating_add(spool.segment_size().bytes());
         let file = Arc::new(file);
-        Self { spool, name, start, position: start, end, file, held, written_before: start, active: false }
+        Self {
+            spool,
+            name,
+            start,
+            position: start,
+            end,
+            file,
+            held,
+            written_before: start,
+            proven_from: start,
+            active: false,
+        }
     }
 
     /// From here on the spool counts the segment as held. `prefix` is what another timeline's file says of its beginning.
@@ -147,18 +162,28 @@ impl SegmentFile {
 
     /// Takes in the next bytes, as many as belong to this segment, and returns their number.
     ///
-    /// Bytes that are held already are compared; those in the file itself are not written again.
+    /// Bytes that are held already are compared; those in the file itself are not written again. But the rest of a record
+    /// whose beginning is nowhere is taken from the server: after a power loss it can be anything, so a difference in it
+    /// says nothing, and another history shows in the first record of its own.
     pub fn write(&mut self, bytes: &[u8]) -> Result<usize, WriteError> {
         let take = self.end.bytes_since(self.position).min(bytes.len() as u64);
         let take = usize::try_from(take).unwrap_or(bytes.len());
         let bytes = &bytes[..take];
         self.compare(bytes)?;
         let skip = usize::try_from(self.written_before.bytes_since(self.position)).unwrap_or(take).min(take);
-        let offset = self.position.bytes_since(self.start) + skip as u64;
+        let unproven = self.unproven(skip);
+        let offset = self.position.bytes_since(self.start);
+        self.file.write_all_at(&bytes[..unproven], offset).map_err(|error| self.io(error))?;
+        let offset = offset + skip as u64;
         self.file.write_all_at(&bytes[skip..], offset).map_err(|error| self.io(error))?;
         fault_point!("spool.written");
         self.position = self.position.saturating_add(take as u64);
         Ok(take)
+    }
+
+    /// How many of the next `count` bytes are not proven by anything.
+    fn unproven(&self, count: usize) -> usize {
+        usize::try_from(self.proven_from.bytes_since(self.position)).unwrap_or(count).min(count)
     }
 
     fn compare(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
@@ -171,7 +196,9 @@ impl SegmentFile {
         }
         let mut ours = vec![0; overlap];
         held.file.read_exact_at(&mut ours, self.position.bytes_since(self.start)).map_err(|error| self.io(error))?;
-        match ours.iter().zip(bytes).position(|(ours, theirs)| ours != theirs) {
+        let proven = self.unproven(overlap);
+        let differs = ours[proven..].iter().zip(&bytes[proven..]).position(|(ours, theirs)| ours != theirs);
+        match differs.map(|index| index + proven) {
             None => Ok(()),
             Some(index) => {
                 Err(WriteError::Divergence { segment: self.name, at: self.position.saturating_add(index as u64) })
