@@ -246,3 +246,26 @@ fn a_piece_that_is_missing_ends_the_chain_and_nothing_more_is_claimed() {
     let truth = Truth::of_pg_wal(it.end(), &it.node.data.join("pg_wal"), &it.path("truth"), size());
     it.assert_latest_is_exact(truth, claimed);
 }
+
+#[test]
+fn a_stop_ships_what_is_left_however_rarely_tails_are_wanted() {
+    let it = Attacked::new(&[], "");
+    let text = fs::read_to_string(&it.pgvault.config).unwrap();
+    fs::write(&it.pgvault.config, text.replace("max_rpo = \"500ms\"", "max_rpo = \"1h\"")).unwrap();
+    let daemon = it.pgvault.serve();
+    it.pgvault.wait_streaming();
+    it.pgvault.ok(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
+    let load = it.load();
+    load.wait_for_more(50);
+    load.stop();
+    let end = it.end();
+    it.pgvault.wait("it is received", LIMIT, || {
+        wal_status(&it.pgvault)["received_lsn"].as_str().is_some_and(|lsn| lsn.parse::<Lsn>().unwrap() >= end)
+    });
+    let shipped: Lsn = wal_status(&it.pgvault)["shipped_lsn"].as_str().unwrap().parse().unwrap();
+    assert!(shipped < end, "no tail is due yet: {shipped} {end}");
+    daemon.stop();
+    let to = it.path("dry").to_str().unwrap().to_owned();
+    let (_, plan) = it.pgvault.json(&["recover", "main", "--latest", "--dry-run", "--to", &to]);
+    assert!(plan["tail"]["to_lsn"].as_str().unwrap().parse::<Lsn>().unwrap() >= end, "{plan}");
+}
