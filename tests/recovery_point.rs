@@ -215,6 +215,9 @@ fn a_piece_that_is_missing_ends_the_chain_and_nothing_more_is_claimed() {
     let daemon = it.pgvault.serve();
     it.pgvault.wait_streaming();
     it.pgvault.ok(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
+    let load = it.load();
+    load.wait_for_more(40);
+    load.stop();
     // A segment of its own, whose tails come one by one.
     it.node.sql("SELECT pg_switch_wal()");
     let load = it.ledger.slow_load(&it.node, 1, Duration::from_millis(300));

@@ -204,8 +204,9 @@ fn a_password_that_is_changed_is_taken_up_by_itself() {
     assert_eq!(scene.walsender(), before);
     scene.proxy.cut();
     scene.wait_not_streaming();
-    let (_, status) = scene.pgvault.json(&["status", "main"]);
-    assert!(status.to_string().contains("password"), "{status:#}");
+    let status = || scene.pgvault.json(&["status", "main"]).1;
+    scene.pgvault.wait("the refusal is told", LIMIT, || status().to_string().contains("password"));
+    let status = status();
     assert!(!status.to_string().contains("first"), "{status:#}");
     scene.assert_no_storm(Duration::from_secs(4));
     write_password("second");

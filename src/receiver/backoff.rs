@@ -8,6 +8,8 @@ const FIRST: Duration = Duration::from_millis(100);
 const SHORT: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(3));
 /// A stream that ended sooner proves nothing: the next attempt waits longer than the one before.
 const STEADY: Duration = Duration::from_secs(1);
+/// But the server lets us in: it is not waited for longer than this.
+const SHAKY: Duration = Duration::from_secs(5);
 /// Longest pause; attempts never end.
 const LONGEST: Duration = Duration::from_secs(30);
 
@@ -51,10 +53,12 @@ impl Backoff {
         pause
     }
 
-    /// A stream ended after so long: one that lasted begins with the shortest pause again.
+    /// A stream ended after so long: after one that lasted the shortest pause is next again.
     pub(super) fn reset_after(&mut self, lasted: Duration) {
         if lasted >= STEADY {
             self.reset();
+        } else {
+            self.next = self.next.min(SHAKY);
         }
     }
 
@@ -89,7 +93,8 @@ mod tests {
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000]);
         assert_eq!(backoff.pause(1.0), LONGEST / 2);
         backoff.reset_after(STEADY / 2);
-        assert_eq!(backoff.pause(0.0), LONGEST, "a stream that breaks at once is no success");
+        assert_eq!(backoff.pause(0.0), SHAKY, "a stream that breaks at once is no success");
+        assert_eq!(backoff.pause(0.0), SHAKY * 2);
         backoff.reset_after(STEADY);
         assert_eq!(backoff.pause(0.0), FIRST);
         assert_eq!(backoff.longest(0.0), LONGEST);

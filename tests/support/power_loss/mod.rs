@@ -6,6 +6,7 @@
 //! everything that had been acknowledged at that moment.
 
 pub mod disk;
+mod file;
 pub mod trace;
 
 use std::cell::RefCell;
