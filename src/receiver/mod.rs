@@ -26,7 +26,7 @@ use wal::{Lsn, SegmentName, SegmentNumber, TimelineId, TimelinePath};
 pub use backoff::Backoff;
 pub(crate) use contact::{Contact, contact};
 pub use follow::Witness;
-pub(crate) use follow::meet;
+pub(crate) use follow::{Loyalty, meet};
 pub(crate) use refetch::refetch;
 pub(crate) use start::decide;
 pub use start::{BeyondFork, Conflict, Position, ServerPosition, Start};
@@ -73,6 +73,8 @@ pub(crate) struct Receiver {
     pub(crate) witness: Witness,
     /// The member that we streamed from when another took writes beside it.
     pub(crate) loyal_to: Option<usize>,
+    /// The same on disk.
+    pub(crate) loyalty: Loyalty,
     /// Since when no member could be streamed from.
     pub(crate) without_since: Option<Instant>,
     /// The newest timeline that was streamed, or held when we began.
@@ -115,6 +117,7 @@ impl Receiver {
         let mut backoff = Backoff::default();
         let options = ConnectOptions::new(self.settings.conninfo.clone(), self.settings.application_name.clone());
         let mut follower = Follower::new(options, self.witness.clone());
+        self.remember(&follower);
         while !stop.is_cancelled() {
             let begun = Instant::now();
             let pause = match self.attempt(&mut follower, &stop).await {
@@ -176,6 +179,7 @@ impl Receiver {
         };
         let Ready { stream, intake, timeline, start, cadence, source } = ready;
         tracing::info!(cluster = %self.settings.cluster, %timeline, %start, host = follower.host(source.member), "streaming");
+        self.stream_begins(source);
         let leave = stop.child_token();
         let session = Session {
             settings: &self.settings,

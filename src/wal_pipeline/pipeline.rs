@@ -15,7 +15,7 @@ use super::{GapRecord, GapStore, WalParts, WalSettings, WalState};
 use crate::archiver::{Archiver, STORE_AGAIN};
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::ConnectOptions;
-use crate::receiver::{self, Backoff, Receiver};
+use crate::receiver::{self, Backoff, Loyalty, Receiver};
 use crate::repository::{ClusterIdentity, ClusterRepository, LineageRepository};
 use crate::spool::{LEAST_SEGMENTS, Spool, SpoolError, SpoolOptions};
 
@@ -55,6 +55,7 @@ impl WalPipeline {
             suspect: false,
             witness: parts.witness.clone(),
             loyal_to: None,
+            loyalty: Loyalty::in_dir(&gaps_dir(&parts, &home)),
             without_since: None,
             followed: None,
             told: None,

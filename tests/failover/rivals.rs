@@ -90,6 +90,10 @@ fn of_two_primaries_ours_is_kept_until_one_of_them_is_gone() {
     let ahead = fill(&members.nodes[0], "ours");
     running.wait_shipped(ahead);
     assert!(streams(&running.now(), &members.nodes[0], 1));
+    // A restart decides nothing that nobody has decided.
+    running.stop();
+    let running = vault.start(&members.conninfo());
+    running.wait("still ours", |status| streams(status, &members.nodes[0], 1) && status.conflict.is_some());
     // Now one of them goes: the other one is followed, and what only the first had is kept and told.
     assert!(members.nodes[0].stop("fast", Duration::from_secs(60)));
     let status = running.wait("the other one", |status| streams(status, &members.nodes[1], 2));

@@ -4,31 +4,12 @@ use std::fs;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use tokio_postgres::NoTls;
 use wal::TimelineId;
 
+use crate::support::follow_timer::FollowTimer;
 use crate::support::members::{Members, assert_whole, flushed, wait};
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::vault::Vault;
-
-/// When this server accepts writes, to some milliseconds; begun while it is a standby.
-fn accepts_writes(node: &PgNode) -> std::thread::JoinHandle<Instant> {
-    let conninfo = node.conninfo();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async move {
-            let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await.unwrap();
-            let connection = tokio::spawn(connection);
-            while client.query_one("SELECT pg_is_in_recovery()", &[]).await.unwrap().get::<_, bool>(0) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            let now = Instant::now();
-            drop(client);
-            connection.await.unwrap().unwrap();
-            now
-        })
-    })
-}
 
 fn load(node: &PgNode) -> Child {
     let mut pgbench = node.tool("pgbench");
@@ -61,17 +42,16 @@ fn storm(rounds: u32, major: u32) -> Vec<Duration> {
         let load = load(&members.nodes[primary]);
         let before = running.now().counters.received_bytes;
         running.wait("WAL flows", |status| status.counters.received_bytes > before + (256 << 10));
-        let accepts = accepts_writes(&members.nodes[next]);
+        let timer = FollowTimer::start([&members.nodes[next]]);
         members.nodes[primary].kill();
         end(load);
         members.nodes[next].promote();
-        let accepted = accepts.join().unwrap();
         running.wait("the new primary is streamed from", |status| {
             status.streaming()
                 && status.timeline == Some(timeline)
                 && status.primary.as_ref().is_some_and(|p| p.1 == ports[next])
         });
-        took.push(accepted.elapsed());
+        took.push(timer.stop());
         println!("round {round}: {:.2} s", took.last().unwrap().as_secs_f64());
         members.follow(other, next);
         if round % 3 == 0 {

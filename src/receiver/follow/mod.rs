@@ -7,6 +7,7 @@
 mod choose;
 mod conflict;
 mod lender;
+mod loyalty;
 mod scout;
 mod source;
 mod witness;
@@ -19,6 +20,7 @@ use tokio::time::{Instant, timeout_at};
 use wal::{Lsn, SystemIdentifier, TimelineId};
 
 pub(super) use choose::{Choice, Decision, Leaning, Ours, Seen};
+pub(crate) use loyalty::Loyalty;
 pub(crate) use source::meet;
 pub(super) use source::{Source, elsewhere};
 pub use witness::Witness;
@@ -108,6 +110,11 @@ impl Follower {
         self.scouts.spawn(scout(self.members.len(), to_watch, received, self.reporter.clone()));
         let due = Instant::now();
         self.members.push(Member { host, options, orders, answered: 0, seen: None, failure: None, due });
+    }
+
+    /// The number of the member with this host and port.
+    pub(super) fn number_of_text(&self, text: &str) -> Option<usize> {
+        self.members.iter().position(|member| member.host.to_string() == text)
     }
 
     fn number_of(&self, host: &Host) -> Option<usize> {

@@ -101,6 +101,19 @@ impl Receiver {
         })
     }
 
+    /// Whom we stayed with when this process began, if that is still a member. Blocks on disk.
+    pub(in crate::receiver) fn remember(&mut self, follower: &Follower) {
+        self.loyal_to = self.loyalty.read().and_then(|host| follower.number_of_text(&host));
+    }
+
+    /// Stays with this member and no other. Blocks on disk when that is new.
+    pub(in crate::receiver) fn stream_begins(&mut self, source: Source) {
+        if self.loyal_to.is_some_and(|stays_with| stays_with != source.member) && source.until.is_none() {
+            self.loyal_to = None;
+            self.loyalty.write(None);
+        }
+    }
+
     /// Whether the server has said nothing for longer than a busy one is silent.
     fn is_quiet(&self) -> bool {
         let now = PgTime::from(self.clock.now());
@@ -156,7 +169,10 @@ pub(in crate::receiver) async fn elsewhere(
         suspected = conflict;
         match decision.choice {
             Choice::Primary(other) | Choice::Standby(other) if other != source.member => return,
-            Choice::Primary(_) => *loyal = !decision.rivals.is_empty(),
+            Choice::Primary(_) if *loyal == decision.rivals.is_empty() => {
+                *loyal = !decision.rivals.is_empty();
+                receiver.loyalty.write(loyal.then(|| follower.host(source.member)).as_deref());
+            }
             _ => {}
         }
     }

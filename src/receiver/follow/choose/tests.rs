@@ -56,6 +56,9 @@ fn led_by(member: usize) -> Leaning {
     Leaning { leader: Some(member), ..PATIENT }
 }
 
+/// Name, members, what is held, leaning, and then the choice and the rivals.
+type Case<'a> = (&'static str, Vec<Option<Seen>>, &'a Ours, Leaning, Choice, Vec<usize>);
+
 #[test]
 fn who_is_streamed_from_and_who_is_a_rival() {
     use Choice::{Nobody, Primary as From, Refused, Standby as FromStandby};
@@ -64,7 +67,7 @@ fn who_is_streamed_from_and_who_is_a_rival() {
     let now = 9 * SEG;
     let root: &[(u32, u64)] = &[];
     let two: &[(u32, u64)] = &[(1, 5 * SEG)];
-    let cases: Vec<(&str, Vec<Option<Seen>>, &Ours, Leaning, Choice, Vec<usize>)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         (
             "the primary among standbys",
             vec![follows(1, root, now), writes(1, root, now)],
