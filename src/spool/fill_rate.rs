@@ -42,6 +42,7 @@ impl FillRate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::{Clock as _, SystemClock};
 
     const MB: u64 = 1 << 20;
 
@@ -51,7 +52,7 @@ mod tests {
 
     #[test]
     fn the_time_left_is_that_of_the_last_seconds() {
-        let begun = Instant::now();
+        let begun = SystemClock.instant();
         let mut rate = FillRate::default();
         let usage = |used| SpoolUsage { used, capacity: 1000 * MB };
         rate.look(begun, 0);
@@ -73,7 +74,7 @@ mod tests {
 
     #[test]
     fn a_full_spool_has_no_time_left_and_a_slow_one_is_no_news() {
-        let begun = Instant::now();
+        let begun = SystemClock.instant();
         let mut rate = FillRate::default();
         rate.look(begun, 0);
         rate.look(at(begun, 10), MB);
