@@ -53,13 +53,16 @@ impl Drop for Filler {
 async fn fill(conninfo: &str, bytes_per_second: u64, stop: &AtomicBool) -> Result<(), tokio_postgres::Error> {
     let (client, connection) = tokio_postgres::connect(conninfo, NoTls).await?;
     let connection = tokio::spawn(connection);
-    let message = 64 << 10;
+    let message: usize = 64 << 10;
+    // Farther apart than compressors look.
+    let bytes: Vec<u8> = (0..1 << 20).flat_map(|_| rand::random::<u64>().to_le_bytes()).collect();
     let begun = Instant::now();
     let mut written = 0;
     while !stop.load(Ordering::SeqCst) {
         if begun.elapsed().as_secs_f64() * bytes_per_second as f64 > written as f64 {
-            let bytes: Vec<u8> = (0..message / 8).flat_map(|_| rand::random::<u64>().to_le_bytes()).collect();
-            client.execute("SELECT pg_logical_emit_message(false, 'filler', $1::bytea)", &[&bytes]).await?;
+            let at = rand::random::<usize>() % (bytes.len() - message);
+            let message_bytes = &bytes[at..at + message];
+            client.execute("SELECT pg_logical_emit_message(false, 'filler', $1::bytea)", &[&message_bytes]).await?;
             written += message;
         } else {
             tokio::time::sleep(Duration::from_millis(5)).await;
