@@ -192,6 +192,8 @@ impl Disk {
     }
 
     fn end(mut self) {
+        // A new one, so that the recovery at the end does not replay a thousand segments.
+        self.it.pgvault.ok(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
         self.filler.stop();
         self.load.wait_for_more(20);
         self.load.stop();
