@@ -60,7 +60,7 @@ async fn fill(conninfo: &str, bytes_per_second: u64, stop: &AtomicBool) -> Resul
     let mut written = 0;
     while !stop.load(Ordering::SeqCst) {
         if begun.elapsed().as_secs_f64() * bytes_per_second as f64 > written as f64 {
-            let at = rand::random::<usize>() % (bytes.len() - message);
+            let at = rand::random::<u32>() as usize % (bytes.len() - message);
             let message_bytes = &bytes[at..at + message];
             client.execute("SELECT pg_logical_emit_message(false, 'filler', $1::bytea)", &[&message_bytes]).await?;
             written += message;
