@@ -30,7 +30,7 @@ import sys
 from array import array
 
 FORMAT = 1
-KNOWN_FEATURES = set()
+KNOWN_FEATURES = {"page-patch"}
 SKIPPABLE = bytes.fromhex("502A4D18")
 LINEAGE = re.compile(r"[0-9]+-[1-9][0-9]*\Z")
 SEGMENT = re.compile(r"[0-9A-F]{24}\Z")
@@ -354,23 +354,41 @@ class Backup:
         """Everything in the file table with its content: (entry, piece, whether it is the entry's last piece)."""
         for batch in batches(self.entries()):
             frames, length = bytearray(), 0
-            for _, (pack, offset, stored, plain, _, *patch), _ in batch:
-                need(not patch, "a chunk is a page patch, which this reader does not know")
-                if pack >= 0:
+            for _, chunk, _ in batch:
+                for pack, offset, stored, plain, *_ in stored_frames(chunk):
                     frames += read_at(self.pack_path(pack), offset, stored)
                     length += plain
             content = decompress(bytes(frames)) if frames else b""
             need(len(content) == length, f"{len(content)} bytes of chunks in place of {length}")
             position = 0
-            for entry, (pack, _, _, plain, blake3, *_), last in batch:
-                if pack < 0:
-                    piece = bytes(plain)
-                else:
-                    piece = content[position : position + plain]
+            for entry, chunk, last in batch:
+                pieces = []
+                for _, _, _, plain, *_ in stored_frames(chunk):
+                    pieces.append(content[position : position + plain])
                     position += plain
-                    found = blake3_of(piece)
-                    need(found is None or found == blake3, f"chunk {blake3} holds other bytes")
+                if not pieces:
+                    yield entry, bytes(chunk[3]), last
+                    continue
+                piece = pieces[0] if len(pieces) == 1 else xor(*pieces)
+                found = blake3_of(piece)
+                need(found is None or found == chunk[4], f"chunk {chunk[4]} holds other bytes")
                 yield entry, piece, last
+
+
+def stored_frames(chunk):
+    """The frames that a chunk is made of: none for zeros, two for a page patch (6.3)."""
+    if chunk[0] < 0:
+        return []
+    if len(chunk) == 5:
+        return [chunk]
+    need(len(chunk) == 6 and list(chunk[5]) == ["xor"], "a chunk is made in a way that this reader does not know")
+    return [chunk, chunk[5]["xor"]]
+
+
+def xor(difference, base):
+    """The bytes that have this difference to `base`, which is cut or filled up with zeros to their length."""
+    base = base[: len(difference)].ljust(len(difference), b"\0")
+    return (int.from_bytes(difference, "little") ^ int.from_bytes(base, "little")).to_bytes(len(difference), "little")
 
 
 def batches(entries):
@@ -379,11 +397,12 @@ def batches(entries):
     for entry in entries:
         chunks = entry.get("chunks") or [[-1, 0, 0, 0, ""]]
         for number, chunk in enumerate(chunks, 1):
-            if size + chunk[3] > BATCH:
+            length = sum(frame[3] for frame in stored_frames(chunk)) or chunk[3]
+            if size + length > BATCH:
                 yield batch
                 batch, size = [], 0
             batch.append((entry, chunk, number == len(chunks)))
-            size += chunk[3]
+            size += length
     yield batch
 
 

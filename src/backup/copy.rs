@@ -4,16 +4,16 @@
 //! socket -> tar -> cutter -> [batches] -> workers -> packer -> [uploads]
 //! ```
 //!
-//! Memory, whatever the size of the cluster: the pool's buffers (1 MiB each: one being cut, the queue, one per worker), a
-//! compressed batch per worker (about 1 MiB), the pack being filled and those on their way (34 MiB each), the fresh chunks
-//! (16 MiB at most), the index's cache (16 MiB), the part of the file table (8 MiB, once more while it is compressed), 16
-//! bytes per file for duplicates. With two workers and two uploads: about 170 MiB at the very most, 130 in practice.
+//! Memory, whatever the size of the cluster: the pool's buffers (1 MiB each: one being cut, the queue, one per worker and
+//! per read-back), a compressed batch for each of those (about 1 MiB), three chunks of scratch per worker, the pack being
+//! filled and those on their way (34 MiB each), the fresh chunks (16 MiB at most), the index's cache (16 MiB), the part of
+//! the file table (8 MiB, once more while it is compressed), 32 bytes per file for duplicates and the reference. With two
+//! workers, four read-backs and two uploads: about 185 MiB at the very most, 140 in practice.
 
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryFutureExt, TryStreamExt, stream};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::spawn_blocking;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::cut::{BufferPool, Cutter};
@@ -24,8 +24,10 @@ use super::packer::{Packed, Packer};
 use super::pages::PageFacts;
 use super::progress::ProgressSender;
 use super::read::{BackupStream, ReadAll, read_stream};
+use super::read_back::ReadBack;
+use super::reference::Reference;
 use super::upload::{Destination, Uploads};
-use super::work::{PageCheck, Workshop};
+use super::work::{PageCheck, Workshop, WorkshopParts};
 use crate::repository::chunk_index::ChunkIndex;
 
 /// Batches between the reader and the workers: what the socket can run ahead.
@@ -38,13 +40,15 @@ pub struct CopyLimits {
     pub workers: usize,
     /// Objects on their way to the store at once; each may be a pack in memory (34 MiB).
     pub uploads: usize,
+    /// Old chunks that are read back at once.
+    pub reads: usize,
 }
 
 impl Default for CopyLimits {
-    /// As many workers as the machine has processors (eight at most), two uploads.
+    /// As many workers as the machine has processors (eight at most), two uploads, four read-backs.
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { workers: processors.clamp(1, 8), uploads: 2 }
+        Self { workers: processors.clamp(1, 8), uploads: 2, reads: 4 }
     }
 }
 
@@ -56,6 +60,12 @@ pub(super) struct CopyParts {
     pub(super) limits: CopyLimits,
     /// How to verify page checksums; `None` where the cluster has none.
     pub(super) pages: Option<PageFacts>,
+    /// What chunks are compared with.
+    pub(super) reference: Option<Arc<Reference>>,
+    /// Whether only what changed since the reference is sent.
+    pub(super) incremental: Option<PageFacts>,
+    /// Whether changed chunks may become page patches.
+    pub(super) patches: bool,
     pub(super) scratch_dir: std::path::PathBuf,
     pub(super) progress: ProgressSender,
 }
@@ -66,30 +76,47 @@ pub(super) async fn copy(
     stream: impl BackupStream + 'static,
     parts: CopyParts,
 ) -> Result<(ReadAll, Packed), CopyError> {
-    let CopyParts { destination, index, limits, pages, scratch_dir, progress } = parts;
-    let workers = limits.workers.max(1);
-    let pool = BufferPool::new(workers + QUEUE + 2);
+    let CopyParts {
+        destination,
+        index,
+        limits,
+        pages,
+        reference,
+        incremental,
+        patches,
+        scratch_dir,
+        progress,
+    } = parts;
+    let (workers, reads) = (limits.workers.max(1), limits.reads.max(1));
+    let pool = BufferPool::new(workers + reads + QUEUE + 2);
     let fresh = Arc::new(FreshChunks::default());
     let compression = destination.compression;
-    let shop = Arc::new(Workshop::new(Arc::clone(&index), Arc::clone(&fresh), compression, pool.give_back()));
+    let shop = Arc::new(Workshop::new(WorkshopParts {
+        index: Arc::clone(&index),
+        fresh: Arc::clone(&fresh),
+        compression,
+        buffers: pool.give_back(),
+        read_back: ReadBack::new(destination.objects.clone(), destination.keys.cluster().clone(), reads),
+        patches: patches && reference.is_some(),
+        threads: workers,
+    }));
     let (batches, mut queue) = mpsc::channel(QUEUE);
     let (began, has_begun) = oneshot::channel();
 
-    let cutter = Cutter::new(pool, batches, ManifestCheck::new(&scratch_dir, compression)?);
-    let reader = AbortOnDropHandle::new(tokio::spawn(read_stream(stream, cutter, began, progress.clone())));
+    let cutter = Cutter::new(pool, batches, ManifestCheck::new(&scratch_dir, compression)?, reference.clone());
+    let incremental = incremental.zip(reference);
+    let reader = AbortOnDropHandle::new(tokio::spawn(read_stream(stream, cutter, incremental, began, progress.clone())));
     let mut packer = Packer::new(Uploads::new(destination, limits.uploads.max(1)), index, fresh, progress);
 
     let packing = async move {
         // A reader that fails before it begins says so itself.
         let start = has_begun.await.map_err(|_| CopyError::Stopped)?.start;
         let pages = pages.map(|facts| PageCheck { facts, start });
-        // `buffered` keeps the order of the batches whatever order they are done in.
+        // `buffered` keeps the order of the batches whatever order they are done in. Tasks of their own: they go on while
+        // the packer waits for the store.
         let mut worked = stream::poll_fn(move |context| queue.poll_recv(context))
-            .map(|batch| {
-                let shop = Arc::clone(&shop);
-                spawn_blocking(move || shop.work(batch, pages)).map_err(CopyError::from)
-            })
-            .buffered(workers);
+            .map(|batch| AbortOnDropHandle::new(tokio::spawn(Arc::clone(&shop).work(batch, pages))).map_err(CopyError::from))
+            .buffered(workers + reads);
         while let Some(worked) = worked.try_next().await? {
             packer.take(worked?).await?;
         }

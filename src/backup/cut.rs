@@ -5,6 +5,7 @@
 //! slower than the source, the source waits here, and memory stays what it is.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use recovery::DataPath;
 use tokio::sync::mpsc;
@@ -12,10 +13,16 @@ use tokio::sync::mpsc;
 use super::error::CopyError;
 use super::manifest_check::ManifestCheck;
 use super::pages::relation_segment;
+use super::patch::MIN_PATCHED;
+use super::reference::{OldChunk, Reference};
 use crate::repository::file_table::CHUNK_SIZE;
 
+mod rebuild;
 #[cfg(test)]
 mod tests;
+
+use rebuild::OpenRebuilt;
+pub(super) use rebuild::Rebuilt;
 
 /// A batch has at most so many items, so that directories and empty files do not pile up.
 const MAX_ITEMS: usize = 4096;
@@ -35,8 +42,26 @@ pub(super) enum Item {
     /// A file begins, of this many bytes.
     File(EntryHead, u64),
     Chunk(CutChunk),
-    /// The file ends; this is the CRC-32C of all of it.
-    FileEnd(u32),
+    /// A chunk that is as the reference has it.
+    Same(OldChunk),
+    /// The file ends.
+    FileEnd(FileSum),
+}
+
+/// How the CRC-32C of a whole file is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FileSum {
+    /// It passed by whole.
+    Known(u32),
+    /// From those of its chunks.
+    OfChunks,
+    /// From that of the old file, and what its chunks change.
+    Changed {
+        /// Of the old file.
+        crc32c: u32,
+        /// Length of the old file, at most that of the new one.
+        size: u64,
+    },
 }
 
 /// A chunk of the file that has begun.
@@ -48,6 +73,21 @@ pub(super) struct CutChunk {
     pub(super) position: u64,
     /// Which file of its relation it is, when its pages have checksums.
     pub(super) segment: Option<u32>,
+    /// What the reference has at the same place.
+    pub(super) old: Option<OldChunk>,
+    /// The bytes are only these pages of it; the others are as in `old`, and zeros beyond it.
+    pub(super) pages: Option<CutPages>,
+}
+
+/// Pages of a chunk.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct CutPages {
+    /// Length of the whole chunk.
+    pub(super) plain: u32,
+    /// Bytes of a page.
+    pub(super) page_size: u32,
+    /// Which pages of the chunk they are.
+    pub(super) numbers: Vec<u32>,
 }
 
 /// Items and the bytes of their chunks.
@@ -55,6 +95,11 @@ pub(super) struct CutChunk {
 pub(super) struct Batch {
     pub(super) bytes: Vec<u8>,
     pub(super) items: Vec<Item>,
+}
+
+/// Whether the chunks of a file are compared with those of the reference: files of relations, which change page by page.
+pub(super) fn is_comparable(path: &DataPath, size: u64) -> bool {
+    size >= MIN_PATCHED && relation_segment(path).is_some()
 }
 
 /// Buffers that are not in use.
@@ -116,6 +161,10 @@ struct OpenFile {
     chunk_left: usize,
     segment: Option<u32>,
     crc32c: u32,
+    /// What the reference has of it.
+    old: Vec<OldChunk>,
+    /// What came in its place, where that is another: its length and CRC-32C.
+    arrived: Option<(u64, u32)>,
 }
 
 /// The cutter.
@@ -125,13 +174,21 @@ pub(super) struct Cutter {
     out: mpsc::Sender<Batch>,
     batch: Option<Batch>,
     file: Option<OpenFile>,
+    rebuilt: Option<OpenRebuilt>,
+    reference: Option<Arc<Reference>>,
     check: ManifestCheck,
     totals: CutTotals,
 }
 
 impl Cutter {
-    pub(super) fn new(pool: BufferPool, out: mpsc::Sender<Batch>, check: ManifestCheck) -> Self {
-        Self { pool, out, batch: None, file: None, check, totals: CutTotals::default() }
+    /// `reference` tells what older chunks to compare with.
+    pub(super) fn new(
+        pool: BufferPool,
+        out: mpsc::Sender<Batch>,
+        check: ManifestCheck,
+        reference: Option<Arc<Reference>>,
+    ) -> Self {
+        Self { pool, out, batch: None, file: None, rebuilt: None, reference, check, totals: CutTotals::default() }
     }
 
     pub(super) fn totals(&self) -> CutTotals {
@@ -146,13 +203,43 @@ impl Cutter {
 
     /// A file begins; exactly `size` bytes of data follow.
     pub(super) async fn begin_file(&mut self, head: EntryHead, size: u64) -> Result<(), CopyError> {
-        if self.file.is_some() {
+        self.begin(head, size, None).await
+    }
+
+    /// A small file whose content is not what was sent: that had another length and CRC-32C.
+    pub(super) async fn edited_file(
+        &mut self,
+        head: EntryHead,
+        content: &[u8],
+        arrived: (u64, u32),
+    ) -> Result<(), CopyError> {
+        self.begin(head, content.len() as u64, Some(arrived)).await?;
+        self.data(content).await
+    }
+
+    async fn begin(&mut self, head: EntryHead, size: u64, arrived: Option<(u64, u32)>) -> Result<(), CopyError> {
+        if self.file.is_some() || self.rebuilt.is_some() {
             return Err(CopyError::OutOfTurn("a file inside a file"));
         }
         let segment = relation_segment(&head.path);
         let path = head.path.clone();
+        let old = match &self.reference {
+            Some(reference) if is_comparable(&path, size) => reference.find(&path)?.map(|file| file.chunks),
+            _ => None,
+        };
+        let old = old.unwrap_or_default();
         self.push(Item::File(head, size)).await?;
-        self.file = Some(OpenFile { path, size, position: 0, chunk_start: 0, chunk_left: 0, segment, crc32c: 0 });
+        self.file = Some(OpenFile {
+            path,
+            size,
+            position: 0,
+            chunk_start: 0,
+            chunk_left: 0,
+            segment,
+            crc32c: 0,
+            old,
+            arrived,
+        });
         if size == 0 { self.end_file().await } else { Ok(()) }
     }
 
@@ -178,7 +265,9 @@ impl Cutter {
             let position = file.position;
             file.position += bytes_of_chunk.len() as u64;
             let ended = file.position == file.size;
-            batch.items.push(Item::Chunk(CutChunk { bytes: bytes_of_chunk, position, segment: file.segment }));
+            let old = usize::try_from(position / u64::from(CHUNK_SIZE)).ok().and_then(|at| file.old.get(at)).copied();
+            let segment = file.segment;
+            batch.items.push(Item::Chunk(CutChunk { bytes: bytes_of_chunk, position, segment, old, pages: None }));
             if ended {
                 self.end_file().await?;
             }
@@ -193,7 +282,7 @@ impl Cutter {
 
     /// Everything came: hands on the rest.
     pub(super) async fn finish(mut self) -> Result<(CutTotals, ManifestCheck), CopyError> {
-        if self.file.is_some() {
+        if self.file.is_some() || self.rebuilt.is_some() {
             return Err(CopyError::OutOfTurn("inside a file"));
         }
         self.send().await?;
@@ -204,10 +293,7 @@ impl Cutter {
         let Some(file) = &self.file else { return Ok(()) };
         let left = file.size - file.position;
         let len = usize::try_from(left.min(u64::from(CHUNK_SIZE))).expect("a chunk fits into memory");
-        let room = self.batch.as_ref().map_or(CHUNK_SIZE as usize, |batch| CHUNK_SIZE as usize - batch.bytes.len());
-        if room < len {
-            self.send().await?;
-        }
+        self.make_room(len).await?;
         let start = self.batch().await.bytes.len();
         if let Some(file) = &mut self.file {
             (file.chunk_start, file.chunk_left) = (start, len);
@@ -218,8 +304,15 @@ impl Cutter {
     async fn end_file(&mut self) -> Result<(), CopyError> {
         let Some(file) = self.file.take() else { return Ok(()) };
         self.totals.files += 1;
-        self.check.file(&file.path, file.size, file.crc32c)?;
-        self.push(Item::FileEnd(file.crc32c)).await
+        let (size, crc32c) = file.arrived.unwrap_or((file.size, file.crc32c));
+        self.check.file(&file.path, size, crc32c)?;
+        self.push(Item::FileEnd(FileSum::Known(file.crc32c))).await
+    }
+
+    /// Sends the batch when it has no room for so many bytes.
+    async fn make_room(&mut self, len: usize) -> Result<(), CopyError> {
+        let room = self.batch.as_ref().map_or(CHUNK_SIZE as usize, |batch| CHUNK_SIZE as usize - batch.bytes.len());
+        if room < len { self.send().await } else { Ok(()) }
     }
 
     async fn push(&mut self, item: Item) -> Result<(), CopyError> {

@@ -36,6 +36,12 @@ pub(super) enum CopyError {
     Compress(#[from] CompressError),
     #[error("scratch file: {0}")]
     Scratch(#[source] io::Error),
+    /// The server refused before it sent anything.
+    #[error(transparent)]
+    NotStarted(PgError),
+    /// What an incremental backup rests on is not as it should be: a full one does not need it.
+    #[error("{0}")]
+    Doubt(String),
     /// A later stage has failed; its own error tells why.
     #[error("a later stage has stopped")]
     Stopped,
@@ -44,6 +50,16 @@ pub(super) enum CopyError {
 }
 
 impl CopyError {
+    /// Whether a backup that reads everything does not need what failed here.
+    pub(super) fn leaves_a_full_backup(&self) -> bool {
+        match self {
+            Self::Doubt(_) => true,
+            // It refused: summaries that are missing, a manifest of another history. Not that it went away.
+            Self::NotStarted(error) => error.sqlstate().is_some_and(|state| !state.starts_with("57")),
+            _ => false,
+        }
+    }
+
     /// The error as a person sees it.
     pub(super) fn explain(self, doing: &str) -> Error {
         let nothing = "nothing of it can be selected; what was stored is used by the next backup";
@@ -53,7 +69,7 @@ impl CopyError {
             Self::Server(error) if error.sqlstate() == Some("55000") => {
                 Error::new(ErrorCode::PostgresFailed, doing).because(error).help("take another: pgvault backup now")
             }
-            Self::Server(error) => error.explain(doing),
+            Self::Server(error) | Self::NotStarted(error) => error.explain(doing),
             Self::Repository(error) => {
                 let cause = Error::from(error);
                 let said = Error::new(cause.code(), doing).because(cause.message());
@@ -65,7 +81,7 @@ impl CopyError {
             Self::Tar(_) | Self::Member(_) | Self::Manifest(_) | Self::Mismatch(_) => {
                 Error::new(ErrorCode::Damaged, doing).because(&self)
             }
-            Self::OutOfTurn(_) => Error::new(ErrorCode::PostgresFailed, doing).because(&self),
+            Self::OutOfTurn(_) | Self::Doubt(_) => Error::new(ErrorCode::PostgresFailed, doing).because(&self),
             Self::Compress(_) | Self::Scratch(_) | Self::Stopped | Self::Thread(_) => {
                 Error::new(ErrorCode::Unclassified, doing).because(&self)
             }

@@ -60,12 +60,15 @@ impl Members {
             (_, MemberKind::Symlink(_)) => return Err(MemberError::Link(path)),
             (_, kind) => Some(kind),
         };
+        self.once(&path)?;
+        Ok(kind.map(|kind| Member { path, kind, ..member }))
+    }
+
+    /// Refuses a path that came before.
+    pub(super) fn once(&mut self, path: &DataPath) -> Result<(), MemberError> {
         let mut hasher = DefaultHasher::new();
         path.hash(&mut hasher);
-        if !self.seen.insert(hasher.finish()) {
-            return Err(MemberError::Duplicate(path));
-        }
-        Ok(kind.map(|kind| Member { path, kind, ..member }))
+        if self.seen.insert(hasher.finish()) { Ok(()) } else { Err(MemberError::Duplicate(path.clone())) }
     }
 
     fn is_tablespace_link(&self, path: &DataPath) -> bool {

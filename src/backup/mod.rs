@@ -5,15 +5,21 @@
 mod request;
 mod server;
 
+mod choose;
 mod commit;
 mod copy;
 mod cut;
 mod fresh;
+mod incremental;
+mod intake;
 mod manifest_check;
 mod members;
 mod packer;
 mod pages;
+mod patch;
 mod read;
+mod read_back;
+mod reference;
 mod run;
 pub mod tar;
 mod upload;
@@ -24,8 +30,9 @@ mod error;
 mod progress;
 
 pub use copy::CopyLimits;
+pub use incremental::fuzz_incremental;
 pub use progress::{BackupPhase, BackupProgress, ProgressSender};
 pub use read::BackupStream;
-pub use request::{BackupDeps, BackupRequest};
+pub use request::{BackupDeps, BackupRequest, ReadKind};
 pub use run::{run, take, wait_for_wal};
 pub use wal_progress::{PollRepository, WalProgress, covers};

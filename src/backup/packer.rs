@@ -3,17 +3,24 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::cut::EntryHead;
+use super::cut::{EntryHead, FileSum};
 use super::error::CopyError;
 use super::fresh::FreshChunks;
 use super::progress::ProgressSender;
+use super::reference::{OldChunk, PlacedChunk};
 use super::upload::{Uploaded, Uploads};
-use super::work::{ChunkPlace, Worked, WorkedChunk, WorkedItem};
-use crate::repository::chunk_index::ChunkIndex;
-use crate::repository::file_table::{ChunkHash, ChunkRef, EntryKind, FileContent, PartWriter, StoredChunk, TableEntry};
+use super::work::{ChunkPlace, Patch, PatchPlace, Worked, WorkedChunk, WorkedItem};
+use crate::repository::chunk_index::{ChunkIndex, KnownChunk};
+use crate::repository::file_table::{
+    ChunkHash, ChunkRef, EntryKind, FileContent, PartWriter, PatchedChunk, StoredChunk, TableEntry,
+};
 use crate::repository::manifest::{DamagedFile, PackRef, PartRef};
 use crate::repository::pack::PackBuilder;
 use crate::storage::Sha256;
+
+mod entry;
+
+use entry::OpenEntry;
 
 /// More damaged files than this are counted and not named.
 const MAX_DAMAGED: usize = 10_000;
@@ -27,15 +34,8 @@ pub(super) struct Packed {
     pub(super) new_bytes: u64,
     /// Compressed length of all chunks.
     pub(super) stored_bytes: u64,
+    pub(super) patched_chunks: u64,
     pub(super) damaged_files: Vec<DamagedFile>,
-}
-
-#[derive(Debug)]
-struct OpenEntry {
-    head: EntryHead,
-    size: u64,
-    chunks: Vec<ChunkRef>,
-    damaged_pages: u64,
 }
 
 /// The packer. Batches must come in the order of the source.
@@ -86,10 +86,10 @@ impl Packer {
                     self.add_entry(TableEntry { path, mode, mtime, kind: EntryKind::Directory }).await?;
                 }
                 WorkedItem::File(head, size) => {
-                    self.entry = Some(OpenEntry { head, size, chunks: Vec::new(), damaged_pages: 0 });
+                    self.entry = Some(OpenEntry::new(head, size));
                 }
                 WorkedItem::Chunk(chunk) => self.chunk(chunk, &worked.frames).await?,
-                WorkedItem::FileEnd(crc32c) => self.end_file(crc32c).await?,
+                WorkedItem::FileEnd(sum) => self.end_file(sum).await?,
             }
         }
         for done in self.uploads.settled()? {
@@ -123,13 +123,16 @@ impl Packer {
     }
 
     async fn chunk(&mut self, chunk: WorkedChunk, frames: &[u8]) -> Result<(), CopyError> {
-        let plain = chunk.plain;
-        let placed = match chunk.place {
+        let WorkedChunk { plain, place, damaged_pages, sum } = chunk;
+        let placed = match place {
             ChunkPlace::Zeros => ChunkRef::Zeros { plain },
-            ChunkPlace::Known(hash, known) => {
-                let pack = self.ordinal(known.pack);
-                ChunkRef::Stored(StoredChunk { pack, offset: known.offset, stored: known.stored, plain, hash })
+            ChunkPlace::Known(hash, known) => ChunkRef::Stored(self.known(known, hash)),
+            ChunkPlace::Same(OldChunk::Zeros { plain }) => ChunkRef::Zeros { plain },
+            ChunkPlace::Same(OldChunk::Whole(chunk)) => ChunkRef::Stored(self.placed(&chunk)),
+            ChunkPlace::Same(OldChunk::Patched { patch, base }) => {
+                ChunkRef::Patched(PatchedChunk { patch: self.placed(&patch), base: self.placed(&base) })
             }
+            ChunkPlace::Patch(patch) => ChunkRef::Patched(self.patch(patch, plain, frames).await?),
             ChunkPlace::Fresh(hash) => {
                 let lost = CopyError::OutOfTurn("a chunk that was seen is not remembered");
                 ChunkRef::Stored(self.fresh.find(&hash).ok_or(lost)?)
@@ -140,14 +143,42 @@ impl Packer {
                 None => ChunkRef::Stored(self.pack_chunk(&frames[frame], plain, hash).await?),
             },
         };
-        if let ChunkRef::Stored(stored) = &placed {
-            self.packed.stored_bytes += u64::from(stored.stored);
+        match &placed {
+            ChunkRef::Zeros { .. } => {}
+            ChunkRef::Stored(stored) => self.packed.stored_bytes += u64::from(stored.stored),
+            ChunkRef::Patched(PatchedChunk { patch, base }) => {
+                self.packed.stored_bytes += u64::from(patch.stored) + u64::from(base.stored);
+                self.packed.patched_chunks += 1;
+            }
         }
         if let Some(entry) = &mut self.entry {
-            entry.chunks.push(placed);
-            entry.damaged_pages += chunk.damaged_pages;
+            entry.damaged_pages += damaged_pages;
+            entry.add(placed, plain, sum);
         }
         Ok(())
+    }
+
+    /// The frame of a difference, stored now or before.
+    async fn patch(&mut self, patch: Patch, plain: u32, frames: &[u8]) -> Result<PatchedChunk, CopyError> {
+        let Patch { hash, difference, place, base } = patch;
+        let stored = match place {
+            PatchPlace::Known(known) => self.known(known, difference),
+            PatchPlace::New(frame) => match self.fresh.find(&difference) {
+                Some(stored) => stored,
+                None => self.pack_chunk(&frames[frame], plain, difference).await?,
+            },
+        };
+        Ok(PatchedChunk { patch: StoredChunk { hash, ..stored }, base: self.placed(&base) })
+    }
+
+    fn known(&mut self, known: KnownChunk, hash: ChunkHash) -> StoredChunk {
+        let KnownChunk { pack, offset, stored, plain } = known;
+        StoredChunk { pack: self.ordinal(pack), offset, stored, plain, hash }
+    }
+
+    fn placed(&mut self, chunk: &PlacedChunk) -> StoredChunk {
+        let PlacedChunk { pack, offset, stored, plain, hash } = *chunk;
+        StoredChunk { pack: self.ordinal(pack), offset, stored, plain, hash }
     }
 
     async fn pack_chunk(&mut self, frame: &[u8], plain: u32, hash: ChunkHash) -> Result<StoredChunk, CopyError> {
@@ -178,10 +209,12 @@ impl Packer {
         })
     }
 
-    async fn end_file(&mut self, crc32c: u32) -> Result<(), CopyError> {
-        let Some(OpenEntry { head, size, chunks, damaged_pages }) = self.entry.take() else {
+    async fn end_file(&mut self, sum: FileSum) -> Result<(), CopyError> {
+        let Some(entry) = self.entry.take() else {
             return Err(CopyError::OutOfTurn("the end of a file that did not begin"));
         };
+        let crc32c = entry.crc32c(sum);
+        let OpenEntry { head, size, chunks, damaged_pages, .. } = entry;
         let EntryHead { path, mode, mtime } = head;
         if damaged_pages > 0 {
             tracing::warn!(%path, damaged_pages, "page checksums are wrong");

@@ -62,6 +62,16 @@ impl PageFacts {
         (possible && segment_blocks > 0).then_some(Self { block_size, segment_blocks })
     }
 
+    /// Bytes of a page.
+    pub(super) const fn block_size(self) -> u32 {
+        self.block_size
+    }
+
+    /// Pages in one file of a relation.
+    pub(super) const fn segment_blocks(self) -> u32 {
+        self.segment_blocks
+    }
+
     /// The number of the page at `position` in a file that is number `segment` of its relation.
     fn block(self, segment: u32, position: u64) -> u32 {
         let block = u32::try_from(position / u64::from(self.block_size)).unwrap_or(u32::MAX);

@@ -50,6 +50,8 @@ pub struct BackupProgress {
     pub files: u64,
     /// Bytes added to the repository so far.
     pub new_bytes: u64,
+    /// Why everything is read from the server, where less might have been.
+    pub reason: Option<String>,
 }
 
 /// Where progress goes; look at it with `subscribe`.

@@ -1,16 +1,20 @@
 //! Reads what the server sends: archives into files, files into the cutter, the manifest into the check.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use recovery::pg_manifest::ManifestFacts;
 use tokio::sync::oneshot;
 use wal::{Lsn, TimelineId};
 
-use super::cut::{CutTotals, Cutter, EntryHead};
+use super::cut::{CutTotals, Cutter};
 use super::error::CopyError;
+use super::intake::Intake;
 use super::manifest_check::KeptManifest;
 use super::members::{Archive, Members};
+use super::pages::PageFacts;
 use super::progress::{BackupPhase, ProgressSender};
+use super::reference::Reference;
 use super::tar::{Member, MemberKind, TarEvent, TarReader};
 use crate::primary::{BackupEvent, BaseBackupStream, PgError};
 use crate::repository::manifest::TablespacePath;
@@ -49,11 +53,12 @@ pub(super) struct ReadAll {
 /// Reads the whole backup. `began` is told of the start before any file arrives.
 pub(super) async fn read_stream(
     mut stream: impl BackupStream,
-    mut cutter: Cutter,
+    cutter: Cutter,
+    incremental: Option<(PageFacts, Arc<Reference>)>,
     began: oneshot::Sender<Began>,
     progress: ProgressSender,
 ) -> Result<ReadAll, CopyError> {
-    let (start, members) = match stream.next().await? {
+    let (start, members) = match stream.next().await.map_err(CopyError::NotStarted)? {
         BackupEvent::Started { start_lsn, timeline, tablespaces, base_size } => {
             let sizes = tablespaces.iter().map(|tablespace| tablespace.size).chain([base_size]);
             let total = sizes.sum::<Option<u64>>();
@@ -69,13 +74,13 @@ pub(super) async fn read_stream(
     if began.send(start.clone()).is_err() {
         return Err(CopyError::Stopped);
     }
-    let mut archives = Archives { members, current: None };
+    let mut archives = Archives { intake: Intake::new(members, cutter, incremental), current: None };
     let (stop, timeline) = loop {
         match stream.next().await? {
-            BackupEvent::Archive { tablespace } => archives.begin(tablespace, &start, &mut cutter).await?,
+            BackupEvent::Archive { tablespace } => archives.begin(tablespace, &start).await?,
             BackupEvent::Data(bytes) => {
-                archives.data(bytes, &mut cutter).await?;
-                let CutTotals { files, bytes, .. } = cutter.totals();
+                archives.data(bytes).await?;
+                let CutTotals { files, bytes, .. } = archives.intake.cutter.totals();
                 // Once a buffer's worth of bytes is often enough for whoever looks.
                 progress.send_if_modified(|progress| {
                     let enough = bytes >= progress.done_bytes + (256 << 10);
@@ -87,7 +92,7 @@ pub(super) async fn read_stream(
             }
             BackupEvent::Manifest(bytes) => {
                 archives.end()?;
-                cutter.manifest(bytes)?;
+                archives.intake.cutter.manifest(bytes)?;
             }
             BackupEvent::Progress(_) => {}
             BackupEvent::Started { .. } => return Err(CopyError::OutOfTurn("it started twice")),
@@ -101,7 +106,7 @@ pub(super) async fn read_stream(
     if stop <= start.start {
         return Err(CopyError::OutOfTurn("its end does not lie after its start"));
     }
-    let (totals, check) = cutter.finish().await?;
+    let (totals, check) = archives.intake.cutter.finish().await?;
     let (facts, kept) = check.finish()?;
     progress.send_modify(|progress| (progress.done_bytes, progress.files) = (totals.bytes, totals.files));
     Ok(ReadAll { began: start, stop, totals, facts, kept })
@@ -114,12 +119,12 @@ fn is_in_place(location: &[u8]) -> bool {
 
 /// The archives, one after another.
 struct Archives {
-    members: Members,
+    intake: Intake,
     current: Option<(Archive, TarReader)>,
 }
 
 impl Archives {
-    async fn begin(&mut self, tablespace: Option<u32>, began: &Began, cutter: &mut Cutter) -> Result<(), CopyError> {
+    async fn begin(&mut self, tablespace: Option<u32>, began: &Began) -> Result<(), CopyError> {
         self.end()?;
         let archive = tablespace.map_or(Archive::Base, Archive::Tablespace);
         self.current = Some((archive, TarReader::new()));
@@ -135,7 +140,7 @@ impl Archives {
                 mode: 0o700,
                 mtime: 0,
             };
-            self.member(Archive::Base, member, cutter).await?;
+            self.intake.member(Archive::Base, member).await?;
         }
         Ok(())
     }
@@ -148,7 +153,7 @@ impl Archives {
         }
     }
 
-    async fn data(&mut self, mut bytes: &[u8], cutter: &mut Cutter) -> Result<(), CopyError> {
+    async fn data(&mut self, mut bytes: &[u8]) -> Result<(), CopyError> {
         loop {
             let Some((archive, tar)) = &mut self.current else {
                 return Err(CopyError::OutOfTurn("data outside of an archive"));
@@ -156,21 +161,10 @@ impl Archives {
             let archive = *archive;
             match tar.next(&mut bytes)? {
                 None => return Ok(()),
-                Some(TarEvent::Member(member)) => self.member(archive, member, cutter).await?,
-                Some(TarEvent::Data(data)) => cutter.data(data).await?,
+                Some(TarEvent::Member(member)) => self.intake.member(archive, member).await?,
+                Some(TarEvent::Data(data)) => self.intake.data(data).await?,
                 Some(TarEvent::End) => {}
             }
-        }
-    }
-
-    async fn member(&mut self, archive: Archive, member: Member, cutter: &mut Cutter) -> Result<(), CopyError> {
-        let Some(Member { path, kind, size, mode, mtime }) = self.members.place(archive, member)? else {
-            return Ok(());
-        };
-        let head = EntryHead { path, mode, mtime };
-        match kind {
-            MemberKind::File => cutter.begin_file(head, size).await,
-            MemberKind::Directory | MemberKind::Symlink(_) => cutter.directory(head).await,
         }
     }
 }

@@ -11,9 +11,24 @@ use crate::clock::Clock;
 use crate::primary::{CheckpointMode, ConnectOptions, MaxRate};
 use crate::repository::LineageRepository;
 
+/// How much of the cluster is read from the server. Restoring needs nothing else, whichever it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadKind {
+    /// What changed where the server can tell (PostgreSQL 17 and later), else everything; changed chunks are stored as the
+    /// difference to older ones.
+    #[default]
+    Auto,
+    /// Everything, and changed chunks are stored whole.
+    Full,
+    /// As `Auto`, every time.
+    Incremental,
+}
+
 /// What a backup is asked to be.
 #[derive(Clone, Debug)]
 pub struct BackupRequest {
+    /// How much is read.
+    pub kind: ReadKind,
     /// What goes into `backup_label`; its id when there is none.
     pub label: Option<String>,
     /// What people wrote on it.
@@ -30,6 +45,7 @@ impl Default for BackupRequest {
     /// A spread checkpoint, no limit.
     fn default() -> Self {
         Self {
+            kind: ReadKind::Auto,
             label: None,
             annotations: BTreeMap::new(),
             checkpoint: CheckpointMode::Spread,

@@ -3,19 +3,21 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use recovery::{Backup, BackupKind};
+use recovery::{Backup, BackupId, BackupKind};
 use wal::{Coverage, PgTime, WalRange};
 
+use super::choose::{Reading, choose, upload};
 use super::commit::{LONGEST, claim, packs_exist, put_manifest, store_postgres_manifest};
 use super::copy::{CopyParts, copy};
 use super::error::CopyError;
+use super::packer::Packed;
 use super::progress::{BackupPhase, ProgressSender};
 use super::read::ReadAll;
-use super::request::{BackupDeps, BackupRequest};
-use super::server::connect;
+use super::request::{BackupDeps, BackupRequest, ReadKind};
+use super::server::{ServerFacts, connect};
 use super::upload::Destination;
 use crate::error::{Error, ErrorCode, Result};
-use crate::primary::{BaseBackupOptions, ManifestChecksums};
+use crate::primary::{BaseBackupOptions, ManifestChecksums, ReplicationConnection};
 use crate::repository::chunk_index::ChunkIndex;
 use crate::repository::file_table::CHUNK_SIZE;
 use crate::repository::manifest::{FileSource, Manifest};
@@ -63,24 +65,25 @@ async fn until_commit(
     check_label(request)?;
     progress.send_modify(|progress| progress.phase = BackupPhase::Check);
     let index = known_chunks(deps).await?;
-    let (connection, server) = connect(deps, doing).await?;
+    let (mut connection, mut server, state) = connect(deps, doing).await?;
+    let mut reading = choose(request.kind, deps, &index, &mut connection, &server, state).await;
 
     let started_at = PgTime::from(deps.clock.now());
     let id = claim(deps.repository, started_at, deps.random, request.label.as_deref()).await?;
-    progress.send_modify(|progress| (progress.phase, progress.id) = (BackupPhase::Checkpoint, Some(id.clone())));
+    let destination = destination(deps, id.clone());
     let label = request.label.clone().unwrap_or_else(|| id.to_string());
-    let stream = connection.base_backup(&options(request, &label)).await.map_err(|error| error.explain(doing))?;
-
-    let destination = destination(deps, id);
-    let parts = CopyParts {
-        destination: destination.clone(),
-        index,
-        limits: request.limits,
-        pages: server.pages,
-        scratch_dir: deps.repository.repository().options().scratch_dir.clone(),
-        progress: progress.clone(),
+    let (read, packed) = loop {
+        tell(progress, &id, &reading);
+        let attempt = Attempt { request, deps, label: &label, destination: &destination, index: &index };
+        match attempt.copy(connection, &server, &reading, progress).await {
+            Err(error) if reading.incremental.is_some() && error.leaves_a_full_backup() => {
+                reading = reading.whole(error.to_string());
+                // The walsender may be in the middle of something: a new one.
+                (connection, server, _) = connect(deps, doing).await?;
+            }
+            copied => break copied.map_err(explain)?,
+        }
     };
-    let (read, packed) = copy(stream, parts).await.map_err(explain)?;
     let stopped_at = PgTime::from(deps.clock.now());
 
     progress.send_modify(|progress| progress.phase = BackupPhase::Commit);
@@ -102,7 +105,7 @@ async fn until_commit(
         stop_lsn: read.stop,
         started_at,
         stopped_at,
-        backup_kind: BackupKind::Full,
+        backup_kind: if reading.incremental.is_some() { BackupKind::Incremental } else { BackupKind::Full },
         source: FileSource::Stream,
         from_standby: server.from_standby,
         label,
@@ -117,6 +120,7 @@ async fn until_commit(
         size_bytes: read.totals.bytes,
         new_bytes: packed.new_bytes + postgres_manifest.size,
         stored_bytes: packed.stored_bytes,
+        patched_chunks: packed.patched_chunks,
         parts: packed.parts,
         postgres_manifest: Some(postgres_manifest),
         packs: packed.packs,
@@ -156,12 +160,61 @@ async fn known_chunks(deps: &BackupDeps<'_>) -> Result<Arc<ChunkIndex>> {
     Ok(index)
 }
 
-fn destination(deps: &BackupDeps<'_>, id: recovery::BackupId) -> Destination {
+fn destination(deps: &BackupDeps<'_>, id: BackupId) -> Destination {
     Destination {
         objects: deps.repository.objects().clone(),
         keys: deps.repository.keys().clone(),
         id,
         compression: deps.repository.repository().options().compression,
+    }
+}
+
+/// Says what is about to happen.
+fn tell(progress: &ProgressSender, id: &BackupId, reading: &Reading) {
+    let compared_with = reading.reference.as_ref().map(|reference| reference.id().to_string());
+    let (incremental, reason) = (reading.incremental.is_some(), reading.reason.clone());
+    tracing::info!(backup = %id, incremental, compared_with, reason, "reading a backup");
+    progress.send_modify(|progress| {
+        (progress.phase, progress.id) = (BackupPhase::Checkpoint, Some(id.clone()));
+        (progress.done_bytes, progress.files, progress.reason) = (0, 0, reason);
+    });
+}
+
+/// One try at copying a backup.
+struct Attempt<'a> {
+    request: &'a BackupRequest,
+    deps: &'a BackupDeps<'a>,
+    label: &'a str,
+    destination: &'a Destination,
+    index: &'a Arc<ChunkIndex>,
+}
+
+impl Attempt<'_> {
+    async fn copy(
+        &self,
+        mut connection: ReplicationConnection,
+        server: &ServerFacts,
+        reading: &Reading,
+        progress: &ProgressSender,
+    ) -> std::result::Result<(ReadAll, Packed), CopyError> {
+        if let Some((manifest, _)) = &reading.incremental {
+            upload(&mut connection, manifest).await?;
+        }
+        let options =
+            BaseBackupOptions { incremental: reading.incremental.is_some(), ..options(self.request, self.label) };
+        let stream = connection.base_backup(&options).await.map_err(CopyError::NotStarted)?;
+        let parts = CopyParts {
+            destination: self.destination.clone(),
+            index: Arc::clone(self.index),
+            limits: self.request.limits,
+            pages: server.pages,
+            reference: reading.reference.clone(),
+            incremental: reading.incremental.as_ref().map(|(_, facts)| *facts),
+            patches: self.request.kind != ReadKind::Full,
+            scratch_dir: self.deps.repository.repository().options().scratch_dir.clone(),
+            progress: progress.clone(),
+        };
+        copy(stream, parts).await
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use wal::{PgTime, TimelineHistory, TimelineId};
 
+use super::choose::ServerState;
 use super::error::CopyError;
 use super::pages::PageFacts;
 use super::request::BackupDeps;
@@ -28,12 +29,17 @@ pub(super) struct ServerFacts {
     pub(super) data_checksums: Option<bool>,
     /// How to verify page checksums; `None` when there are none, or the server does not tell its sizes.
     pub(super) pages: Option<PageFacts>,
+    /// Its sizes, with checksums or without.
+    pub(super) sizes: Option<PageFacts>,
     pub(super) settings: BTreeMap<String, i64>,
 }
 
 /// Connects for BASE_BACKUP, and refuses a server whose history is not that of the lineage: a backup of another cluster, or of a branch
 /// that the lineage does not know, must never lie among its backups.
-pub(super) async fn connect(deps: &BackupDeps<'_>, doing: &str) -> Result<(ReplicationConnection, ServerFacts), Error> {
+pub(super) async fn connect(
+    deps: &BackupDeps<'_>,
+    doing: &str,
+) -> Result<(ReplicationConnection, ServerFacts, ServerState), Error> {
     let explain = |error: PgError| error.explain(doing);
     let mut connection = ReplicationConnection::connect(deps.server).await.map_err(explain)?;
     let system = connection.identify_system().await.map_err(explain)?;
@@ -52,7 +58,12 @@ pub(super) async fn connect(deps: &BackupDeps<'_>, doing: &str) -> Result<(Repli
         deps.repository.put_history(system.timeline, bytes).await?;
     }
     let facts = describe(&mut connection).await.map_err(explain)?;
-    Ok((connection, facts))
+    let state = ServerState {
+        major: connection.server_version().major(),
+        timeline: system.timeline,
+        flush_lsn: system.flush_lsn,
+    };
+    Ok((connection, facts, state))
 }
 
 async fn check_lineage(deps: &BackupDeps<'_>, identity: &ClusterIdentity) -> Result<(), Error> {
@@ -99,6 +110,7 @@ async fn describe(connection: &mut ReplicationConnection) -> Result<ServerFacts,
         from_standby: connection.in_recovery().await?,
         data_checksums,
         pages: sizes.filter(|_| data_checksums == Some(true)),
+        sizes,
         settings,
     })
 }

@@ -210,7 +210,8 @@ pub struct BackupNow {
     /// Return when the backup is committed and usable
     #[arg(long)]
     pub wait: bool,
-    /// How to read it from the server
+    /// How much to read from the server: what changed where it can tell (17 and later), everything, or what changed
+    /// whenever possible. Every backup restores alone, whichever it was
     #[arg(long, value_enum, default_value_t = Kind::Auto)]
     pub kind: Kind,
     /// A name for people, kept as the annotation `name`
@@ -388,8 +389,8 @@ pub enum Repo {
     Init,
     /// Write, read and compare, and say what the store can do
     Check,
-    /// Sizes (not available in this version)
-    Stats(Rest),
+    /// What each backup really takes, alone and shared, and the WAL
+    Stats(OfCluster),
     /// Copy to another place (not available in this version)
     Copy(Rest),
 }

@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 use super::Ended;
 use super::args::{BackupNow, Kind, OfCluster};
 use super::context::Context;
-use super::not_available;
 use super::output::bytes;
 use super::progress::Progress;
 use super::source;
@@ -32,10 +31,6 @@ const ASK_EVERY: Duration = Duration::from_millis(300);
 const STREAMING_WITHIN: Duration = Duration::from_secs(60);
 
 pub(super) async fn now(context: &Context, args: &BackupNow) -> Ended {
-    if args.kind == Kind::Incremental {
-        return Err(not_available::error("backup now --kind incremental")
-            .help("leave it out: what did not change is not stored twice"));
-    }
     let config = context.config()?;
     let cluster = context.cluster(&config, &args.of)?;
     let wish = wish(args);
@@ -93,6 +88,7 @@ async fn by_daemon(
             ),
             Some("ok") => {
                 progress.end();
+                tell_reason(context, wish.kind, state["reason"].as_str());
                 committed(context, &document["backup"]);
                 return Ok(0);
             }
@@ -108,6 +104,7 @@ async fn by_daemon(
 /// Takes the backup in this process, and streams WAL meanwhile so that it becomes usable.
 async fn by_ourselves(context: &Context, config: &Config, cluster: &ClusterConfig, wish: BackupWish) -> Ended {
     context.output.note("no daemon runs: the backup is taken here, with streaming for as long as it takes");
+    let kind = wish.kind;
     // Its spool and slot are the daemon's: nobody else may use them meanwhile.
     let _state = crate::daemon::state_dir::StateDir::claim(&config.state_dir, context.clock.now())?;
     // What cannot be reached is said at once: the pipeline would try for ever.
@@ -159,6 +156,8 @@ async fn by_ourselves(context: &Context, config: &Config, cluster: &ClusterConfi
                 }
             };
             progress.end();
+            let reason = sender.borrow().reason.clone();
+            tell_reason(context, kind, reason.as_deref());
             backup
         }
         (_, (_, Some(error))) => Err(error),
@@ -177,6 +176,16 @@ async fn by_ourselves(context: &Context, config: &Config, cluster: &ClusterConfi
     let known = view.backups().iter().find(|known| known.id == backup.id).unwrap_or(&backup);
     committed(context, &to_value(&status::backup_summary(&view, known))?);
     Ok(0)
+}
+
+/// Says why everything was read from the server, when that is not what was asked for.
+fn tell_reason(context: &Context, kind: WishedKind, reason: Option<&str>) {
+    let Some(reason) = reason else { return };
+    let what = match kind {
+        WishedKind::Incremental => "not incremental",
+        WishedKind::Auto | WishedKind::Full => "all files were read",
+    };
+    context.output.note(&format!("{what}: {reason}; what did not change is not stored again"));
 }
 
 fn committed(context: &Context, backup: &Value) {

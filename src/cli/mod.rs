@@ -133,7 +133,7 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Backup(Backup::Release(_)) => not_available::command("backup release"),
         Command::Backup(Backup::Delete(_)) => not_available::command("backup delete"),
         Command::Wal(Wal::Verify(_)) => not_available::command("wal verify"),
-        Command::Repo(Repo::Stats(_)) => not_available::command("repo stats"),
+        Command::Repo(Repo::Stats(of)) => repo::stats(context, &of).await,
         Command::Repo(Repo::Copy(_)) => not_available::command("repo copy"),
         Command::Retention(_) => not_available::command("retention"),
         Command::Key(_) => not_available::command("key"),

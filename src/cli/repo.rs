@@ -1,13 +1,18 @@
-//! `repo init|check`.
+//! `repo init|check|stats`.
 
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Ended;
+use super::args::OfCluster;
 use super::context::Context;
+use super::output::bytes;
 use super::source;
+use super::window::to_value;
 use crate::daemon::{open, probe};
+use crate::error::{Error, ErrorCode};
+use crate::repository::ClusterUsage;
 use crate::storage::PutIfAbsent;
 use crate::storage::metered::NoMeter;
 
@@ -50,4 +55,62 @@ pub(super) async fn check(context: &Context) -> Ended {
     let names: Vec<String> = clusters.iter().map(ToString::to_string).collect();
     output.text(&format!("  clusters: {}", if names.is_empty() { "none yet".to_owned() } else { names.join(", ") }));
     Ok(0)
+}
+
+/// What everything takes, and who it is there for.
+pub(super) async fn stats(context: &Context, of: &OfCluster) -> Ended {
+    let config = context.config()?;
+    let repository = source::repository(context, &config).await?;
+    let named = context.named(of)?.map(str::to_owned);
+    let mut clusters: Vec<(String, ClusterUsage)> = Vec::new();
+    for name in repository.clusters().await? {
+        if named.as_ref().is_none_or(|named| named == name.as_str()) {
+            clusters.push((name.to_string(), repository.cluster(&name).usage().await?));
+        }
+    }
+    if let (Some(name), true) = (&named, clusters.is_empty()) {
+        return Err(Error::new(ErrorCode::NotFound, format!("nothing of cluster \"{name}\" is stored"))
+            .help("see what is there: pgvault repo check"));
+    }
+    let total: u64 = clusters.iter().map(|(_, usage)| usage.total_bytes).sum();
+    if context.output.json {
+        let mut documents = Vec::new();
+        for (name, usage) in &clusters {
+            let mut document = to_value(usage)?;
+            document["name"] = Value::from(name.as_str());
+            documents.push(document);
+        }
+        let location = repository.location();
+        context.output.document(&json!({ "repository": location, "clusters": documents, "total_bytes": total }));
+        return Ok(0);
+    }
+    for (name, usage) in &clusters {
+        show(context, name, usage);
+    }
+    context.output.text(&format!("{}  {} in all", repository.location(), bytes(total)));
+    Ok(0)
+}
+
+fn show(context: &Context, name: &str, usage: &ClusterUsage) {
+    let output = &context.output;
+    let rows = usage.backups.iter().map(|backup| {
+        let kind = to_value(&backup.kind).ok().and_then(|kind| kind.as_str().map(str::to_owned)).unwrap_or_default();
+        let sizes = [backup.size_bytes, backup.new_bytes, backup.own_bytes, backup.shared_bytes].map(bytes);
+        [backup.id.to_string(), kind].into_iter().chain(sizes).collect()
+    });
+    output.text(&format!("{name}  {}", bytes(usage.total_bytes)));
+    if !usage.backups.is_empty() {
+        output.table(&["BACKUP", "KIND", "SIZE", "ADDED", "OWN", "SHARED"], rows.collect());
+    }
+    output.text(&format!(
+        "  packs {}, file tables {}, WAL {} in {} segments, tails {}",
+        bytes(usage.pack_bytes),
+        bytes(usage.backup_meta_bytes),
+        bytes(usage.wal_bytes),
+        usage.wal_segments,
+        bytes(usage.tail_bytes)
+    ));
+    if usage.unreferenced_bytes > 0 {
+        output.text(&format!("  {} of the packs belong to no finished backup", bytes(usage.unreferenced_bytes)));
+    }
 }

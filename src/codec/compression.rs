@@ -69,6 +69,13 @@ pub struct CompressError {
     reason: String,
 }
 
+impl CompressError {
+    /// No context could be made.
+    pub fn context(reason: impl fmt::Display) -> Self {
+        Self { plain_len: 0, reason: reason.to_string() }
+    }
+}
+
 /// Stored bytes are not what they must be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecompressError {

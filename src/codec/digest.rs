@@ -1,4 +1,4 @@
-//! SHA-256 of stored bytes, and its hexadecimal form.
+//! SHA-256 of stored bytes and its hexadecimal form, and CRC-32C of zeros.
 
 use std::io::{self, Read};
 
@@ -33,6 +33,18 @@ impl Hasher {
 /// SHA-256 of bytes in memory.
 pub fn sha256(bytes: &[u8]) -> Sha256 {
     Sha256Hasher::digest(bytes).into()
+}
+
+/// CRC-32C of so many zeros.
+pub fn crc32c_of_zeros(mut len: usize) -> u32 {
+    const ZEROS: &[u8] = &[0; 8192];
+    let mut crc = 0;
+    while len > 0 {
+        let step = len.min(ZEROS.len());
+        crc = crc32c::crc32c_append(crc, &ZEROS[..step]);
+        len -= step;
+    }
+    crc
 }
 
 /// SHA-256 and length of everything that a reader gives.

@@ -4,6 +4,7 @@
 //! are bounded before memory is taken, and no claim inside the bytes is believed.
 
 pub mod compression;
+pub mod difference;
 pub mod digest;
 pub mod envelope;
 mod raw_frame;

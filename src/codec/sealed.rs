@@ -11,7 +11,10 @@ use super::digest::{from_hex, sha256, to_hex};
 pub const FORMAT_VERSION: u32 = 1;
 
 /// Features that this program knows, beyond those that every version 1 has.
-const KNOWN_FEATURES: &[&str] = &[];
+const KNOWN_FEATURES: &[&str] = &[PAGE_PATCH];
+
+/// Chunks may be stored as the difference to others (FORMAT 6.3).
+pub const PAGE_PATCH: &str = "page-patch";
 
 /// The largest sealed document that is read. A backup's manifest names every pack: a million packs are 32 TiB.
 pub const MAX_LEN: usize = 128 * 1024 * 1024;
@@ -208,9 +211,9 @@ mod tests {
     fn newer_formats_and_unknown_features_are_refused_before_their_content_is_read() {
         let newer = sealed(r#"{"kind":"other","format":2,"features":[]}"#);
         assert_eq!(unseal::<Marker>(&newer, "k"), Err(SealedError::FormatTooNew { found: 2 }));
-        let feature = seal_with_features("k", &["page-patch"], &marker()).unwrap();
+        let feature = seal_with_features("k", &["time-travel"], &marker()).unwrap();
         let error = unseal::<Marker>(&feature, "k").unwrap_err();
-        assert_eq!(error, SealedError::UnknownFeature("page-patch".to_owned()));
+        assert_eq!(error, SealedError::UnknownFeature("time-travel".to_owned()));
         assert!(error.is_too_new());
     }
 

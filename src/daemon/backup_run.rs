@@ -12,7 +12,7 @@ use wal::WalRange;
 use super::backups::{BackupWish, WishedKind};
 use super::cluster::Cluster;
 use super::stored;
-use crate::backup::{self, BackupDeps, BackupProgress, BackupRequest, ProgressSender, WalProgress};
+use crate::backup::{self, BackupDeps, BackupProgress, BackupRequest, ProgressSender, ReadKind, WalProgress};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::{CheckpointMode, ConnectOptions, Host, HostName, MaxRate};
@@ -66,6 +66,7 @@ pub(super) async fn take(
                     running.phase = now.phase.as_str().to_owned();
                     running.done_bytes = now.done_bytes;
                     running.total_bytes = now.total_bytes;
+                    running.reason = now.reason;
                 });
             }
         }
@@ -79,10 +80,6 @@ pub async fn run(
     progress: &ProgressSender,
     cancel: &CancellationToken,
 ) -> Result<Backup> {
-    if wish.kind == WishedKind::Incremental {
-        return Err(Error::new(ErrorCode::NotAvailable, "`--kind incremental` is not available in this version")
-            .help("leave it out: what did not change is not stored twice"));
-    }
     // One index per cluster: it is a cache, and made anew from the packs when it is lost.
     let chunks = place.state_dir.join("chunks");
     let index_file = crate::durable::create_dir_all(&chunks, crate::durable::PRIVATE_DIR)
@@ -90,6 +87,11 @@ pub async fn run(
         .then(|| chunks.join(format!("{}.redb", place.lineage.cluster())));
     let wal = PipelineProgress { board: place.board.clone() };
     let request = BackupRequest {
+        kind: match wish.kind {
+            WishedKind::Auto => ReadKind::Auto,
+            WishedKind::Full => ReadKind::Full,
+            WishedKind::Incremental => ReadKind::Incremental,
+        },
         label: None,
         annotations: wish.annotations,
         checkpoint: if wish.fast_checkpoint { CheckpointMode::Fast } else { CheckpointMode::Spread },

@@ -136,6 +136,8 @@ pub struct RunningBackup {
     pub done_bytes: u64,
     /// Bytes that the server expects to send, when it told.
     pub total_bytes: Option<u64>,
+    /// Why everything is read, where less might have been.
+    pub reason: Option<String>,
 }
 
 /// A change of the primary.

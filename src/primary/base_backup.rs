@@ -66,6 +66,8 @@ pub struct BaseBackupOptions {
     /// The server verifies page checksums while it reads (where data checksums are on); with a failure the backup ends
     /// with SQLSTATE XX001 after everything was sent, and the warnings name the pages.
     pub verify_checksums: bool,
+    /// Only what changed since the backup whose manifest was uploaded before on this connection (17+).
+    pub incremental: bool,
 }
 
 impl BaseBackupOptions {
@@ -78,6 +80,7 @@ impl BaseBackupOptions {
             max_rate: None,
             manifest_checksums: ManifestChecksums::default(),
             verify_checksums: true,
+            incremental: false,
         }
     }
 }

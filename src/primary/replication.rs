@@ -1,5 +1,6 @@
 //! A connection that speaks the physical replication protocol.
 
+use std::io::{self, Read};
 use std::str::FromStr;
 
 use bytes::Bytes;
@@ -13,6 +14,9 @@ use super::slot::{SlotName, SlotPosition};
 use super::stream::WalStream;
 use super::version::ServerVersion;
 use super::wire::{Row, Wire};
+
+/// Bytes of a manifest in one message.
+const UPLOAD_PIECE: usize = 64 << 10;
 
 /// Answer to IDENTIFY_SYSTEM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,6 +169,23 @@ impl ReplicationConnection {
     /// Starts a base backup. Waits for the server's checkpoint without a deadline: a spread one takes minutes.
     pub async fn base_backup(self, options: &BaseBackupOptions) -> Result<BaseBackupStream, PgError> {
         BaseBackupStream::start(self, options).await
+    }
+
+    /// Tells the server which backup the next one shall be incremental to (UPLOAD_MANIFEST, 17 and later): `manifest` is
+    /// what the server itself sent with that backup, byte for byte. An error of the server leaves the connection usable.
+    pub async fn upload_manifest(&mut self, mut manifest: impl Read + Send) -> Result<(), PgError> {
+        let limit = self.server.deadlines.reply;
+        let unreadable = |error: io::Error| PgError::Protocol(format!("the manifest to upload cannot be read: {error}"));
+        self.wire.begin_copy_in("UPLOAD_MANIFEST", limit).await?;
+        let mut piece = vec![0; UPLOAD_PIECE];
+        loop {
+            let len = manifest.read(&mut piece).map_err(unreadable)?;
+            if len == 0 {
+                // The server parses all of it before it answers.
+                return self.wire.end_copy_in(self.server.deadlines.silence.max(limit)).await;
+            }
+            self.wire.send_copy_data(&piece[..len], limit).await?;
+        }
     }
 
     async fn query(&mut self, command: &str) -> Result<Vec<Row>, PgError> {

@@ -134,6 +134,65 @@ impl Wire {
         }
     }
 
+    /// Sends a command that makes the server take data from us, and waits until it does.
+    pub(super) async fn begin_copy_in(&mut self, command: &str, limit: Duration) -> Result<(), PgError> {
+        const DOING: &str = "waiting for the server to take data";
+        if self.busy {
+            return Err(PgError::Protocol(
+                "the connection still owes the answer to a command that was abandoned".to_owned(),
+            ));
+        }
+        self.busy = true;
+        self.send(limit, |out| frontend::query(command, out)).await?;
+        let frame = self.reader.frame(limit, DOING).await?;
+        match frame.tag {
+            b'G' => Ok(()),
+            b'E' => {
+                let error = body::error_fields(self.reader.body(&frame));
+                let error = self.reader.drain(error, limit).await;
+                self.busy = false;
+                Err(error)
+            }
+            other => Err(unexpected(other, DOING)),
+        }
+    }
+
+    /// The next data, after [`Wire::begin_copy_in`].
+    pub(super) async fn send_copy_data(&mut self, data: &[u8], limit: Duration) -> Result<(), PgError> {
+        self.send(limit, |out| {
+            CopyData::new(data)?.write(out);
+            Ok(())
+        })
+        .await
+    }
+
+    /// All data was sent: what the server says to it.
+    pub(super) async fn end_copy_in(&mut self, limit: Duration) -> Result<(), PgError> {
+        const DOING: &str = "waiting for the server to have taken the data";
+        self.send(limit, |out| {
+            frontend::copy_done(out);
+            Ok(())
+        })
+        .await?;
+        loop {
+            let frame = self.reader.frame(limit, DOING).await?;
+            match frame.tag {
+                b'C' => {}
+                b'Z' => {
+                    self.busy = false;
+                    return Ok(());
+                }
+                b'E' => {
+                    let error = body::error_fields(self.reader.body(&frame));
+                    let error = self.reader.drain(error, limit).await;
+                    self.busy = false;
+                    return Err(error);
+                }
+                other => return Err(unexpected(other, DOING)),
+            }
+        }
+    }
+
     /// The transport and the bytes that were read ahead; `None` while another half is still in use.
     pub(super) fn into_transport(self) -> Option<(Transport, Vec<u8>)> {
         let writer = Arc::try_unwrap(self.writer).ok()?.into_inner();

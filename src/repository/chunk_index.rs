@@ -169,6 +169,11 @@ impl ChunkIndex {
         }
     }
 
+    /// Whether a pack exists, with this length.
+    pub fn lists(&self, pack: &PackRef) -> bool {
+        self.listed.read().unwrap_or_else(PoisonError::into_inner).get(&pack.sha256) == Some(&pack.size)
+    }
+
     fn known_packs(&self) -> std::collections::HashSet<Sha256> {
         match &self.chunks {
             Chunks::Disk(index) => index.packs().unwrap_or_else(|error| {

@@ -4,23 +4,24 @@
 //! files share packs, runs some reads at once and writes what [`PackRead::unpack`] gives at its place:
 //!
 //! ```text
-//! wanted_chunks(entries) -> ChunkReader::plan -> fetch (async, one request) -> unpack (CPU, verified) -> pwrite
+//! wanted_chunks(entries) -> plan -> ChunkReader::fetch (async) -> Unpacker::unpack (CPU, verified) -> pwrite
 //! ```
 
 mod plan;
 mod unpack;
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use recovery::DataPath;
 
-use crate::repository::file_table::{ChunkRef, EntryKind, TableEntry};
+use crate::repository::file_table::{ChunkRef, EntryKind, StoredChunk, TableEntry};
 use crate::storage::{ObjectKey, Storage, StorageError, StorageErrorKind};
 
-pub use plan::{PackRead, WantedChunk, plan, wanted_chunks, zero_chunks};
-pub use unpack::{ChunkSink, Unpacker};
+pub use plan::{PackRead, PatchRange, WantedChunk, plan, wanted_chunks, zero_chunks};
+pub use unpack::{ChunkSink, Unpacker, open_frame};
 
 /// Reads the chunks of one backup. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -81,15 +82,24 @@ impl ChunkReader {
         self.chunk_size
     }
 
-    /// Fetches what one read needs, with one request. `entries` are those that the read was planned for.
-    pub async fn fetch(&self, read: &PackRead, entries: &[TableEntry]) -> Result<Bytes, ChunkError> {
-        let pack = self.pack(read);
-        match self.storage.get_range(pack, read.range.clone()).await {
-            Err(error) if error.kind == StorageErrorKind::NotFound => {
-                Err(ChunkError::MissingPack { pack: pack.clone(), file: read.file(0, entries) })
+    /// Fetches what one read needs, with one request, and one for each range of differences. `entries` are those that the
+    /// read was planned for.
+    pub async fn fetch(&self, read: &PackRead, entries: &[TableEntry]) -> Result<Fetched, ChunkError> {
+        let get = |pack: u32, range: Range<u64>| async move {
+            let pack = self.pack(pack);
+            match self.storage.get_range(pack, range).await {
+                Err(error) if error.kind == StorageErrorKind::NotFound => {
+                    Err(ChunkError::MissingPack { pack: pack.clone(), file: read.file(0, entries) })
+                }
+                result => Ok(result?),
             }
-            result => Ok(result?),
+        };
+        let bytes = get(read.pack, read.range.clone()).await?;
+        let mut patches = Vec::with_capacity(read.patches.len());
+        for PatchRange { pack, range } in &read.patches {
+            patches.push((*pack, range.start, get(*pack, range.clone()).await?));
         }
+        Ok(Fetched { bytes, patches })
     }
 
     /// Reads one whole file, zeros included, and hands it on chunk by chunk: position in the file, bytes. Not in order.
@@ -117,10 +127,37 @@ impl ChunkReader {
         Ok(())
     }
 
-    fn pack(&self, read: &PackRead) -> &ObjectKey {
+    fn pack(&self, pack: u32) -> &ObjectKey {
         // The file table was read with the number of packs that this reader was made with.
-        &self.packs[read.pack as usize]
+        &self.packs[pack as usize]
     }
+}
+
+/// The bytes of one read.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    bytes: Bytes,
+    /// Pack, first byte, bytes of each range of differences.
+    patches: Vec<(u32, u64, Bytes)>,
+}
+
+impl Fetched {
+    /// The stored frame of a chunk of `read`.
+    fn frame(&self, read: &PackRead, chunk: &StoredChunk) -> Option<&[u8]> {
+        part(&self.bytes, read.range.start, chunk)
+    }
+
+    /// The stored frame of a difference.
+    fn patch(&self, patch: &StoredChunk) -> Option<&[u8]> {
+        let of_pack = self.patches.iter().filter(|(pack, ..)| *pack == patch.pack);
+        of_pack.filter_map(|(_, start, bytes)| part(bytes, *start, patch)).next()
+    }
+}
+
+/// The bytes of `chunk` in `bytes`, which lie in the pack from `start` on.
+fn part<'a>(bytes: &'a [u8], start: u64, chunk: &StoredChunk) -> Option<&'a [u8]> {
+    let from = usize::try_from(u64::from(chunk.offset).checked_sub(start)?).ok()?;
+    bytes.get(from..from.checked_add(chunk.stored as usize)?)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod line;
 mod read;
 mod write;
 
+pub use line::{decode_entry, encode_entry};
 pub use read::{PartReader, TableFacts, fuzz_part};
 pub use write::{PART_PLAIN_BYTES, PartWriter, PlainPart};
 
@@ -55,6 +56,8 @@ pub enum ChunkRef {
     },
     /// Stored in a pack.
     Stored(StoredChunk),
+    /// Stored as the difference to another chunk.
+    Patched(PatchedChunk),
 }
 
 impl ChunkRef {
@@ -63,8 +66,21 @@ impl ChunkRef {
         match self {
             Self::Zeros { plain } => *plain,
             Self::Stored(chunk) => chunk.plain,
+            Self::Patched(patched) => patched.patch.plain,
         }
     }
+}
+
+/// A page patch (FORMAT 6.3): a chunk that differs from another in few pages.
+///
+/// Its bytes are those of the frame at `patch` XOR those of `base`, cut or filled up with zeros to the same length. `base` is
+/// always a whole chunk, never a patch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PatchedChunk {
+    /// Where the difference lies; `plain` and `hash` are those of the result.
+    pub patch: StoredChunk,
+    /// The chunk that it is the difference to.
+    pub base: StoredChunk,
 }
 
 /// Where a stored chunk lies and what it holds.

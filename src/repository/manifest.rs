@@ -6,7 +6,7 @@ use recovery::{Backup, BackupId, BackupKind, BackupStatus, LineageId};
 use serde::{Deserialize, Serialize};
 use wal::{Coverage, Lsn, PgTime, SegmentSize, SystemIdentifier, TimelineId};
 
-use crate::codec::sealed::{SealedError, seal, unseal};
+use crate::codec::sealed::{PAGE_PATCH, SealedError, seal_with_features, unseal};
 use crate::repository::file_table::TableFacts;
 use crate::storage::Sha256;
 
@@ -14,6 +14,9 @@ mod hex_text;
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+pub(crate) use tests::manifest as test_manifest;
 
 /// The kind of the sealed document.
 const KIND: &str = "backup";
@@ -76,6 +79,9 @@ pub struct Manifest {
     pub new_bytes: u64,
     /// Compressed bytes of all chunks that it refers to, each counted once.
     pub stored_bytes: u64,
+    /// How many of its chunks are stored as the difference to another (page patches).
+    #[serde(default)]
+    pub patched_chunks: u64,
     /// The parts of the file table, in order.
     pub parts: Vec<PartRef>,
     /// PostgreSQL's own manifest; `None` when the source has none.
@@ -152,7 +158,9 @@ pub struct PackRef {
 impl Manifest {
     /// The sealed document.
     pub fn seal(&self) -> Result<Vec<u8>, SealedError> {
-        seal(KIND, self)
+        // Named only where it is used: what has no patches, older programs can read.
+        let features: &[&str] = if self.patched_chunks > 0 { &[PAGE_PATCH] } else { &[] };
+        seal_with_features(KIND, features, self)
     }
 
     /// Reads a sealed document and refuses what cannot be.

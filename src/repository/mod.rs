@@ -27,6 +27,7 @@ mod segments;
 mod tails;
 #[cfg(test)]
 pub(crate) mod test_wal;
+mod usage;
 mod wal_object;
 pub mod xact_search;
 
@@ -53,6 +54,7 @@ pub use marks::{Mark, MarkDocument};
 pub use objects::{Objects, PutNew};
 pub use segments::{Fetched, PlainSource, SegmentMeta, Stored};
 pub use tails::{TailChain, TailSink};
+pub use usage::{BackupUsage, ClusterUsage};
 
 /// The result of everything that touches the repository.
 pub type RepositoryResult<T> = Result<T, RepositoryError>;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Buf;
-use recovery::BackupId;
+use recovery::{BackupId, BackupKind};
 use rustix::fs::{Mode, OFlags, fsync, openat};
 use wal::TimelineId;
 
@@ -23,7 +23,7 @@ use super::directory::{self, Candidate, MARKER, marker_text};
 use super::finish::{complete, sync_trees, write_settings};
 use super::progress::{RestorePhase, RestoreProgressSender};
 use super::roots::{Roots, open_root, write_in};
-use super::{Owner, RestorePlan, tablespace_map};
+use super::{Owner, RestorePlan, own_manifest, tablespace_map};
 
 /// A restore that is complete.
 #[derive(Clone, Debug, PartialEq)]
@@ -139,8 +139,16 @@ fn take_directory(path: &Path, marker: Option<&str>, owner: Option<Owner>) -> io
     Ok(fd)
 }
 
-/// Writes the `backup_manifest` that PostgreSQL made, so that `pg_verifybackup -n` can look at the result.
+/// Writes a `backup_manifest`, so that `pg_verifybackup -n` can look at the result: the one that PostgreSQL made, unless it
+/// describes an incremental backup's files.
 async fn write_postgres_manifest(plan: &RestorePlan, lineage: &LineageRepository, roots: &Roots) -> Result<()> {
+    if plan.manifest.backup_kind == BackupKind::Incremental {
+        let composed = own_manifest::compose(lineage, &plan.manifest).await?;
+        let mut file = composed.file();
+        return roots
+            .write("backup_manifest", &mut file)
+            .map_err(|error| cannot(plan, "write backup_manifest", &error));
+    }
     let Some(stored) = &plan.manifest.postgres_manifest else { return Ok(()) };
     let text = format!("{}{}", lineage.keys().backup_prefix(&plan.manifest.id), stored.name);
     let damaged = |what: String| damaged_backup(format!("{text} is damaged: {what}"));

@@ -11,13 +11,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crc32c::{crc32c, crc32c_append, crc32c_combine};
+use crc32c::{crc32c, crc32c_combine};
 use recovery::DataPath;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::codec::digest::crc32c_of_zeros;
 use crate::error::{Error, ErrorCode, Result};
-use crate::repository::chunk_reader::{ChunkError, ChunkReader, PackRead, Unpacker, plan, wanted_chunks};
+use crate::repository::chunk_reader::{ChunkError, ChunkReader, Fetched, PackRead, Unpacker, plan, wanted_chunks};
 use crate::repository::file_table::{ChunkRef, EntryKind, FileContent, PartReader, TableEntry};
 use crate::repository::layout::ObjectName;
 use crate::repository::manifest::{Manifest, PartRef};
@@ -151,7 +152,7 @@ async fn copy_read(
     Ok(())
 }
 
-fn write_chunks(reader: &ChunkReader, read: &PackRead, bytes: &[u8], part: &Part, roots: &Roots) -> Result<u64> {
+fn write_chunks(reader: &ChunkReader, read: &PackRead, bytes: &Fetched, part: &Part, roots: &Roots) -> Result<u64> {
     let chunk_size = u64::from(reader.chunk_size());
     let mut open: Option<(usize, File)> = None;
     let mut found: Vec<(usize, usize, u32)> = Vec::with_capacity(read.chunks.len());
@@ -196,20 +197,9 @@ fn finish(part: &Part, roots: &Roots) -> Result<()> {
 /// CRC-32C of a file from those of its chunks.
 fn checksum_of(file: &FileContent, checksums: &[u32]) -> u32 {
     file.chunks.iter().zip(checksums).fold(0, |crc, (chunk, &checksum)| match *chunk {
-        ChunkRef::Zeros { plain } => crc32c_combine(crc, checksum_of_zeros(plain as usize), plain as usize),
-        ChunkRef::Stored(stored) => crc32c_combine(crc, checksum, stored.plain as usize),
+        ChunkRef::Zeros { plain } => crc32c_combine(crc, crc32c_of_zeros(plain as usize), plain as usize),
+        ChunkRef::Stored(_) | ChunkRef::Patched(_) => crc32c_combine(crc, checksum, chunk.plain() as usize),
     })
-}
-
-fn checksum_of_zeros(mut len: usize) -> u32 {
-    const ZEROS: &[u8] = &[0; 8192];
-    let mut crc = 0;
-    while len > 0 {
-        let step = len.min(ZEROS.len());
-        crc = crc32c_append(crc, &ZEROS[..step]);
-        len -= step;
-    }
-    crc
 }
 
 fn content(entry: &TableEntry) -> Option<&FileContent> {

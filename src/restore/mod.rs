@@ -9,6 +9,7 @@ mod copy;
 mod directory;
 mod facts;
 mod finish;
+mod own_manifest;
 mod owner;
 mod plan;
 mod progress;

@@ -40,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "file_table", run: pgvault::repository::file_table::fuzz_part, corpus: file_tables },
     Target { name: "manifest", run: pgvault::repository::manifest::fuzz_manifest, corpus: manifests },
     Target { name: "pack_toc", run: pgvault::repository::pack::fuzz_toc, corpus: pack_tocs },
+    Target { name: "incremental_file", run: pgvault::backup::fuzz_incremental, corpus: incremental_files },
 ];
 
 /// Runs the target of this name: what the files of fuzz/fuzz_targets do.
@@ -366,6 +367,8 @@ fn file_tables() -> Vec<Vec<u8>> {
         r#"{"path":"base/1","type":"dir","mode":448,"mtime":1}"#,
         "\n",
         r#"{"path":"base/1/2","type":"file","mode":384,"mtime":1,"size":5,"chunks":[[-1,0,0,5,""]],"crc32c":"00000000"}"#,
+        "\n",
+        r#"{"path":"base/1/3","type":"file","mode":384,"mtime":1,"size":5,"chunks":[[0,1,2,5,"0000000000000000000000000000000000000000000000000000000000000000",{"xor":[0,3,4,5,"0000000000000000000000000000000000000000000000000000000000000000"]}]],"crc32c":"00000000"}"#,
         "\n"
     );
     vec![lines.as_bytes().to_vec()]
@@ -373,6 +376,17 @@ fn file_tables() -> Vec<Vec<u8>> {
 
 fn manifests() -> Vec<Vec<u8>> {
     vec![br#"{"kind":"backup","format":1,"features":[],"id":"20261119T020512-3f2a","cluster":"main"}"#.to_vec()]
+}
+
+fn incremental_files() -> Vec<Vec<u8>> {
+    let file = |blocks: &[u32]| {
+        let count = u32::try_from(blocks.len()).expect("few");
+        let words = [0xd3ae_1f0d, count, 9].into_iter().chain(blocks.iter().copied());
+        let mut bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).collect();
+        bytes.resize(if blocks.is_empty() { 12 } else { 8192 * (1 + blocks.len()) }, 0);
+        bytes
+    };
+    vec![file(&[]), file(&[7]), b"LABEL: x\nINCREMENTAL FROM LSN: 0/28\n".to_vec()]
 }
 
 fn pack_tocs() -> Vec<Vec<u8>> {

@@ -10,6 +10,7 @@ pub mod filler;
 pub mod follow_timer;
 pub mod fuzz_targets;
 pub mod injected;
+pub mod generations;
 pub mod ledger;
 pub mod members;
 pub mod mutate;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use pgvault::backup::{BackupDeps, BackupProgress, BackupRequest, PollRepository, ProgressSender, run};
+use pgvault::backup::{BackupDeps, BackupProgress, BackupRequest, PollRepository, ProgressSender, ReadKind, run};
 use pgvault::clock::{Clock, SystemClock};
 use pgvault::error::Error;
 use pgvault::primary::{CheckpointMode, ConnectOptions, Conninfo, Environment};
@@ -41,6 +41,17 @@ impl Scene {
 
     /// A usable backup of the node; its WAL must be streaming into the vault.
     pub fn backup(&self, node: &PgNode) -> Backup {
+        self.backup_as(node, ReadKind::Auto).unwrap_or_else(|error| panic!("{error}")).0
+    }
+
+    /// The same, read as `kind` says; and why everything was read, when it was.
+    pub fn backup_as(&self, node: &PgNode, kind: ReadKind) -> Result<(Backup, Option<String>), Error> {
+        let progress = ProgressSender::new(BackupProgress::default());
+        self.backup_told(node, kind, &progress).map(|backup| (backup, progress.borrow().reason.clone()))
+    }
+
+    /// The same, telling how far it is.
+    pub fn backup_told(&self, node: &PgNode, kind: ReadKind, progress: &ProgressSender) -> Result<Backup, Error> {
         let lineage = self.vault.lineage();
         let server = ConnectOptions::new(Conninfo::parse(&node.conninfo(), &Environment::default()).unwrap(), "test");
         let mut wal = PollRepository::new(lineage.clone());
@@ -54,9 +65,8 @@ impl Scene {
             random: u16::try_from(self.vault.keys().len() % 60_000).unwrap(),
             cancel: &CancellationToken::new(),
         };
-        let request = BackupRequest { checkpoint: CheckpointMode::Fast, ..BackupRequest::default() };
-        let progress = ProgressSender::new(BackupProgress::default());
-        self.vault.runtime.block_on(run(&request, &deps, &progress)).unwrap_or_else(|error| panic!("{error}"))
+        let request = BackupRequest { kind, checkpoint: CheckpointMode::Fast, ..BackupRequest::default() };
+        self.vault.runtime.block_on(run(&request, &deps, progress))
     }
 
     /// A request to restore to `directory`, with the installed `pgvault` as restore_command.

@@ -33,6 +33,9 @@ impl BaseBackupOptions {
         };
         options.push(format!("CHECKPOINT '{checkpoint}'"));
         options.extend(["WAIT false", "WAL false", "TABLESPACE_MAP"].map(str::to_owned));
+        if self.incremental {
+            options.push("INCREMENTAL".to_owned());
+        }
         options.extend(self.max_rate.map(|rate| format!("MAX_RATE {}", rate.kib_per_second())));
         options.push(format!("VERIFY_CHECKSUMS {}", self.verify_checksums));
         options.push(format!("MANIFEST 'yes', MANIFEST_CHECKSUMS '{}'", self.manifest_checksums.as_str()));
@@ -76,6 +79,8 @@ mod tests {
             "BASE_BACKUP (LABEL 'it''s me', PROGRESS, CHECKPOINT 'spread', WAIT false, WAL false, TABLESPACE_MAP, \
              MAX_RATE 51200, VERIFY_CHECKSUMS true, MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C')"
         );
+        options.incremental = true;
+        assert!(options.command(ServerVersion::new(170_000)).contains("TABLESPACE_MAP, INCREMENTAL, MAX_RATE 51200"));
         options.checkpoint = CheckpointMode::Fast;
         options.verify_checksums = false;
         assert_eq!(

@@ -47,6 +47,7 @@ fn manifest(lineage: &LineageRepository, day: u32, start: u64, stop: u64) -> Man
         directories: 0,
         size_bytes: 0,
         new_bytes: 0,
+        patched_chunks: 0,
         stored_bytes: 0,
         parts: vec![],
         postgres_manifest: None,

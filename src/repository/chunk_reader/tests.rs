@@ -1,5 +1,5 @@
-use crate::repository::file_table::{CHUNK_SIZE, ChunkHash, FileContent, StoredChunk};
-use crate::repository::pack::PackBuilder;
+use crate::repository::file_table::{CHUNK_SIZE, ChunkHash, FileContent, PatchedChunk};
+use crate::repository::pack::{PackBuilder, PackedChunk};
 use crate::storage::Body;
 use crate::storage::memory::MemoryStorage;
 
@@ -151,6 +151,7 @@ fn reads_join_what_is_near_and_stay_bounded() {
         entry: 0,
         index: 0,
         chunk: StoredChunk { pack, offset, stored, plain: CHUNK_SIZE, hash: ChunkHash([0; 32]) },
+        patch: None,
     };
     let ranges = |wanted| plan(wanted).into_iter().map(|read| (read.pack, read.range)).collect::<Vec<_>>();
     assert_eq!(ranges(vec![wanted(0, 1000, 500), wanted(0, 0, 1000)]), [(0, 0..1500)]);
@@ -161,4 +162,100 @@ fn reads_join_what_is_near_and_stay_bounded() {
     let reads = ranges(many);
     assert_eq!(reads.len(), 4);
     assert!(reads.iter().all(|(_, range)| range.end - range.start <= 8 << 20));
+}
+
+/// A file whose first chunk is a patch over a longer one, and whose second is that chunk itself; base and difference lie in
+/// packs of their own, and either may be damaged.
+async fn patched(damage: impl Fn(usize, &mut Vec<u8>)) -> Backup {
+    let base: Vec<u8> = (0..CHUNK_SIZE).map(|i| (i % 251) as u8).collect();
+    let mut content = base[..700_000].to_vec();
+    content[8192..8200].copy_from_slice(b"changed!");
+    let mut difference = content.clone();
+    crate::codec::difference::xor(&mut difference, &base);
+    let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+    let mut keys = Vec::new();
+    let mut refs = Vec::new();
+    for (number, plain) in [&base, &difference].into_iter().enumerate() {
+        let mut builder = PackBuilder::new();
+        let frame = zstd::bulk::compress(plain, 1).unwrap();
+        let packed = builder.push(&frame, u32::try_from(plain.len()).unwrap(), ChunkHash::of(plain));
+        let (pack, finished) = (u32::try_from(number).unwrap(), builder.finish());
+        let PackedChunk { offset, stored, plain, hash } = packed;
+        refs.push(StoredChunk { pack, offset, stored, plain, hash });
+        let mut bytes = finished.bytes.to_vec();
+        damage(number, &mut bytes);
+        let key = ObjectKey::new(format!("main/packs/{}", hex::encode(finished.sha256))).unwrap();
+        let sha256 = crate::codec::digest::sha256(&bytes);
+        storage.put_new(&key, Body::Bytes(bytes.into()), sha256).await.unwrap();
+        keys.push(key);
+    }
+    let patch = StoredChunk { hash: ChunkHash::of(&content), ..refs[1] };
+    let entry = |name: &str, content: &[u8], chunk| TableEntry {
+        path: DataPath::new(name.as_bytes()).unwrap(),
+        mode: 0o600,
+        mtime: 0,
+        kind: EntryKind::File(FileContent {
+            size: content.len() as u64,
+            crc32c: crc32c::crc32c(content),
+            chunks: vec![chunk],
+        }),
+    };
+    let entries = vec![
+        entry("base/5/new", &content, ChunkRef::Patched(PatchedChunk { patch, base: refs[0] })),
+        entry("base/5/old", &base, ChunkRef::Stored(refs[0])),
+    ];
+    let reader = ChunkReader::new(Arc::clone(&storage), keys, CHUNK_SIZE);
+    Backup { reader, storage, entries, contents: vec![content, base] }
+}
+
+#[tokio::test]
+async fn a_patch_and_the_chunk_beneath_make_the_content() {
+    let backup = patched(|_, _| ()).await;
+    for (entry, content) in backup.contents.iter().enumerate() {
+        assert!(read(&backup, entry).await.unwrap() == *content, "file {entry}");
+    }
+    let reads = plan(wanted_chunks(&backup.entries));
+    assert_eq!(reads.len(), 1, "base and patched chunk come with one read");
+    assert_eq!(reads[0].patches.len(), 1);
+}
+
+#[tokio::test]
+async fn damage_names_the_patch_or_the_chunk_beneath() {
+    for damaged in [0, 1] {
+        // Another valid frame of the same length in its place: nothing but the hash can tell.
+        let backup = patched(|number, bytes| {
+            if number == damaged {
+                let plain = vec![number as u8 + 1; if number == 0 { CHUNK_SIZE as usize } else { 700_000 }];
+                *bytes = zstd::bulk::compress(&plain, 1).unwrap();
+                bytes.resize(8 << 10, 0);
+            }
+        });
+        let mut backup = backup.await;
+        let EntryKind::File(file) = &mut backup.entries[0].kind else { panic!() };
+        let ChunkRef::Patched(PatchedChunk { patch, base }) = &mut file.chunks[0] else { panic!() };
+        let frame_len = |plain: &[u8]| u32::try_from(zstd::bulk::compress(plain, 1).unwrap().len()).unwrap();
+        match damaged {
+            0 => base.stored = frame_len(&vec![1; CHUNK_SIZE as usize]),
+            _ => patch.stored = frame_len(&vec![2; 700_000]),
+        }
+        match read(&backup, 0).await.unwrap_err() {
+            ChunkError::Damaged { pack, file, what, .. } => {
+                assert_eq!(pack, backup.reader.packs[damaged], "{what}");
+                assert_eq!(file, backup.entries[0].path);
+                assert!(what.contains("page patch"), "{what}");
+            }
+            error => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_flipped_bit_in_either_is_damage() {
+    for damaged in [0, 1] {
+        let backup = patched(|number, bytes| bytes[20] ^= u8::from(number == damaged)).await;
+        match read(&backup, 0).await.unwrap_err() {
+            ChunkError::Damaged { pack, .. } => assert_eq!(pack, backup.reader.packs[damaged]),
+            error => panic!("{error}"),
+        }
+    }
 }

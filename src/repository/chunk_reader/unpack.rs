@@ -3,9 +3,10 @@
 use std::io;
 
 use crate::codec::Decompressor;
+use crate::codec::difference::xor;
 use crate::repository::file_table::{ChunkHash, StoredChunk, TableEntry};
 
-use super::{ChunkError, ChunkReader, PackRead};
+use super::{ChunkError, ChunkReader, Fetched, PackRead, WantedChunk};
 
 /// Takes a proven chunk: index of the entry, position in the file, plaintext.
 pub type ChunkSink<'a> = dyn FnMut(usize, u64, &[u8]) -> io::Result<()> + 'a;
@@ -15,6 +16,14 @@ pub type ChunkSink<'a> = dyn FnMut(usize, u64, &[u8]) -> io::Result<()> + 'a;
 pub struct Unpacker {
     decompressor: Option<Decompressor>,
     plain: Vec<u8>,
+    /// The chunk beneath a page patch.
+    base: Vec<u8>,
+}
+
+/// What is wrong with a stored chunk, and whose frame it is.
+struct Wrong {
+    chunk: StoredChunk,
+    what: String,
 }
 
 impl Unpacker {
@@ -23,30 +32,31 @@ impl Unpacker {
         Self::default()
     }
 
-    /// Hands on every chunk of `read` out of the `bytes` that were fetched for it, each only after its length and BLAKE3
-    /// were found right. CPU bound.
+    /// Hands on every chunk of `read` out of what was fetched for it, each only after its length and BLAKE3 were found
+    /// right. CPU bound.
     pub fn unpack(
         &mut self,
         reader: &ChunkReader,
         read: &PackRead,
-        bytes: &[u8],
+        fetched: &Fetched,
         entries: &[TableEntry],
         write: &mut ChunkSink<'_>,
     ) -> Result<(), ChunkError> {
-        let mut ready: Option<StoredChunk> = None;
+        let mut ready: Option<(StoredChunk, Option<StoredChunk>)> = None;
         for (at, wanted) in read.chunks.iter().enumerate() {
-            let chunk = wanted.chunk;
             // The same chunk for another file lies right behind: do not decompress it twice.
-            if ready != Some(chunk) {
-                self.prove(&chunk, reader.chunk_size, read, bytes).map_err(|what| ChunkError::Damaged {
-                    pack: reader.pack(read).clone(),
-                    offset: chunk.offset,
-                    stored: chunk.stored,
-                    file: read.file(at, entries),
-                    index: wanted.index,
-                    what,
+            if ready != Some((wanted.chunk, wanted.patch)) {
+                self.prove(wanted, reader.chunk_size, read, fetched).map_err(|Wrong { chunk, what }| {
+                    ChunkError::Damaged {
+                        pack: reader.pack(chunk.pack).clone(),
+                        offset: chunk.offset,
+                        stored: chunk.stored,
+                        file: read.file(at, entries),
+                        index: wanted.index,
+                        what,
+                    }
                 })?;
-                ready = Some(chunk);
+                ready = Some((wanted.chunk, wanted.patch));
             }
             let position = u64::from(wanted.index) * u64::from(reader.chunk_size);
             write(wanted.entry, position, &self.plain)
@@ -56,25 +66,48 @@ impl Unpacker {
     }
 
     /// Leaves the chunk's plaintext in `self.plain`.
-    fn prove(&mut self, chunk: &StoredChunk, limit: u32, read: &PackRead, bytes: &[u8]) -> Result<(), String> {
-        let start = u64::from(chunk.offset).checked_sub(read.range.start).ok_or("it lies outside of what was read")?;
-        let start = usize::try_from(start).map_err(|error| error.to_string())?;
-        let frame = start.checked_add(chunk.stored as usize).and_then(|end| bytes.get(start..end));
-        let frame = frame.ok_or("the pack ends before it")?;
-        if chunk.plain > limit {
-            return Err(format!("{} bytes of content, more than a chunk has", chunk.plain));
-        }
-        self.plain.resize(chunk.plain as usize, 0);
+    fn prove(&mut self, wanted: &WantedChunk, limit: u32, read: &PackRead, fetched: &Fetched) -> Result<(), Wrong> {
         let decompressor = match &mut self.decompressor {
             Some(decompressor) => decompressor,
-            none => none.insert(Decompressor::new().map_err(|error| error.to_string())?),
+            none => none.insert(
+                Decompressor::new().map_err(|error| Wrong { chunk: wanted.chunk, what: error.to_string() })?,
+            ),
         };
-        decompressor.decompress_to(frame, &mut self.plain).map_err(|error| error.to_string())?;
-        let found = ChunkHash::of(&self.plain);
-        if found == chunk.hash {
-            Ok(())
-        } else {
-            Err(format!("its BLAKE3 is {found}, the file table says {}", chunk.hash))
-        }
+        let beneath = if wanted.patch.is_some() { &mut self.base } else { &mut self.plain };
+        let wrong = |chunk, what| Wrong { chunk, what };
+        open_frame(decompressor, fetched.frame(read, &wanted.chunk), &wanted.chunk, limit, beneath)
+            .map_err(|what| wrong(wanted.chunk, what))?;
+        let Some(patch) = wanted.patch else {
+            return is_right(&self.plain, &wanted.chunk).map_err(|what| wrong(wanted.chunk, what));
+        };
+        open_frame(decompressor, fetched.patch(&patch), &patch, limit, &mut self.plain)
+            .map_err(|what| wrong(patch, what))?;
+        xor(&mut self.plain, &self.base);
+        is_right(&self.plain, &patch).map_err(|what| match is_right(&self.base, &wanted.chunk) {
+            // Which of the two is to blame matters only now.
+            Err(beneath) => wrong(wanted.chunk, format!("it lies beneath a page patch: {beneath}")),
+            Ok(()) => wrong(patch, format!("a page patch: {what}")),
+        })
     }
+}
+
+/// Leaves the content of a chunk's `frame` in `plain`. It is not proven yet.
+pub fn open_frame(
+    decompressor: &mut Decompressor,
+    frame: Option<&[u8]>,
+    chunk: &StoredChunk,
+    limit: u32,
+    plain: &mut Vec<u8>,
+) -> Result<(), String> {
+    let frame = frame.ok_or("the pack ends before it")?;
+    if chunk.plain > limit {
+        return Err(format!("{} bytes of content, more than a chunk has", chunk.plain));
+    }
+    plain.resize(chunk.plain as usize, 0);
+    decompressor.decompress_to(frame, plain).map_err(|error| error.to_string())
+}
+
+fn is_right(plain: &[u8], chunk: &StoredChunk) -> Result<(), String> {
+    let found = ChunkHash::of(plain);
+    if found == chunk.hash { Ok(()) } else { Err(format!("its BLAKE3 is {found}, the file table says {}", chunk.hash)) }
 }

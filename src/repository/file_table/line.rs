@@ -1,11 +1,13 @@
 //! One entry as a line of JSON.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use recovery::DataPath;
+use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{ChunkHash, ChunkRef, EntryKind, FileContent, StoredChunk, TableEntry};
+use super::{ChunkHash, ChunkRef, EntryKind, FileContent, PatchedChunk, StoredChunk, TableEntry, TableFacts};
 
 #[derive(Serialize, Deserialize)]
 struct Line<'a> {
@@ -29,6 +31,16 @@ struct Line<'a> {
 enum LineType {
     File,
     Dir,
+}
+
+/// An entry as a line of a file table has it, without a newline.
+pub fn encode_entry(entry: &TableEntry, out: &mut Vec<u8>) {
+    write(entry, out);
+}
+
+/// Reads what [`encode_entry`] wrote; the error says what is wrong.
+pub fn decode_entry(line: &[u8], facts: TableFacts) -> Result<TableEntry, String> {
+    read(line, facts.chunk_size, facts.packs)
 }
 
 /// The entry as JSON, without a newline.
@@ -92,14 +104,27 @@ fn check_chunks(chunks: &[ChunkRef], size: u64, chunk_size: u32, packs: usize) -
             return Err(format!("a chunk has {} bytes where {plain} are due", chunk.plain()));
         }
         left -= plain;
-        if let ChunkRef::Stored(chunk) = chunk {
-            if chunk.pack as usize >= packs {
-                return Err(format!("a chunk lies in pack {} of {packs}", chunk.pack));
-            }
-            if chunk.stored == 0 || chunk.offset.checked_add(chunk.stored).is_none() {
-                return Err(format!("a chunk of {} bytes cannot lie at {}", chunk.stored, chunk.offset));
+        match chunk {
+            ChunkRef::Zeros { .. } => {}
+            ChunkRef::Stored(chunk) => check_place(chunk, packs)?,
+            ChunkRef::Patched(PatchedChunk { patch, base }) => {
+                check_place(patch, packs)?;
+                check_place(base, packs)?;
+                if base.plain == 0 || base.plain > chunk_size {
+                    return Err(format!("a patch over a chunk of {} bytes", base.plain));
+                }
             }
         }
+    }
+    Ok(())
+}
+
+fn check_place(chunk: &StoredChunk, packs: usize) -> Result<(), String> {
+    if chunk.pack as usize >= packs {
+        return Err(format!("a chunk lies in pack {} of {packs}", chunk.pack));
+    }
+    if chunk.stored == 0 || chunk.offset.checked_add(chunk.stored).is_none() {
+        return Err(format!("a chunk of {} bytes cannot lie at {}", chunk.stored, chunk.offset));
     }
     Ok(())
 }
@@ -108,29 +133,84 @@ impl Serialize for ChunkRef {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Zeros { plain } => (-1, 0, 0, plain, "").serialize(serializer),
-            Self::Stored(chunk) => {
+            Self::Stored(chunk) => chunk.serialize(serializer),
+            Self::Patched(PatchedChunk { patch, base }) => {
                 let mut digits = [0; 64];
-                hex::encode_to_slice(chunk.hash.0, &mut digits).expect("64 digits hold 32 bytes");
-                let digits = std::str::from_utf8(&digits).expect("hexadecimal digits are ASCII");
-                (chunk.pack, chunk.offset, chunk.stored, chunk.plain, digits).serialize(serializer)
+                let digits = digits_of(patch, &mut digits);
+                (patch.pack, patch.offset, patch.stored, patch.plain, digits, Over { xor: *base }).serialize(serializer)
             }
         }
     }
 }
 
 impl<'de> Deserialize<'de> for ChunkRef {
-    /// A sixth member (FORMAT 6.3) is a feature that this version does not know, and an error.
+    /// Any other member after the fifth is a feature that this version does not know, and an error.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        use serde::de::Error;
-
-        type Members<'a> = (i64, u32, u32, u32, Cow<'a, str>);
-        let (pack, offset, stored, plain, digits) = Members::deserialize(deserializer)?;
-        if (pack, offset, stored, digits.is_empty()) == (-1, 0, 0, true) {
-            return Ok(Self::Zeros { plain });
-        }
-        let pack = u32::try_from(pack).map_err(|_| D::Error::custom("a pack's number is out of range"))?;
-        let mut hash = [0; 32];
-        hex::decode_to_slice(digits.as_bytes(), &mut hash).map_err(D::Error::custom)?;
-        Ok(Self::Stored(StoredChunk { pack, offset, stored, plain, hash: ChunkHash(hash) }))
+        deserializer.deserialize_seq(ChunkMembers)
     }
+}
+
+/// What a page patch lies over.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Over {
+    xor: StoredChunk,
+}
+
+struct ChunkMembers;
+
+impl<'de> Visitor<'de> for ChunkMembers {
+    type Value = ChunkRef;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a chunk: pack, offset, stored, plain, hash, and what it is a patch over")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut members: A) -> Result<ChunkRef, A::Error> {
+        let missing = || A::Error::custom("a chunk has five members or six");
+        let pack: i64 = members.next_element()?.ok_or_else(missing)?;
+        let offset = members.next_element()?.ok_or_else(missing)?;
+        let stored = members.next_element()?.ok_or_else(missing)?;
+        let plain = members.next_element()?.ok_or_else(missing)?;
+        let digits: Cow<'_, str> = members.next_element()?.ok_or_else(missing)?;
+        let over: Option<Over> = members.next_element()?;
+        if members.next_element::<serde::de::IgnoredAny>()?.is_some() {
+            return Err(missing());
+        }
+        if (pack, offset, stored, digits.is_empty(), over.is_none()) == (-1, 0, 0, true, true) {
+            return Ok(ChunkRef::Zeros { plain });
+        }
+        let pack = u32::try_from(pack).map_err(|_| A::Error::custom("a pack's number is out of range"))?;
+        let chunk = StoredChunk { pack, offset, stored, plain, hash: hash_of(&digits).map_err(A::Error::custom)? };
+        Ok(match over {
+            None => ChunkRef::Stored(chunk),
+            Some(Over { xor }) => ChunkRef::Patched(PatchedChunk { patch: chunk, base: xor }),
+        })
+    }
+}
+
+impl Serialize for StoredChunk {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut digits = [0; 64];
+        (self.pack, self.offset, self.stored, self.plain, digits_of(self, &mut digits)).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for StoredChunk {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        type Members<'a> = (u32, u32, u32, u32, Cow<'a, str>);
+        let (pack, offset, stored, plain, digits) = Members::deserialize(deserializer)?;
+        Ok(Self { pack, offset, stored, plain, hash: hash_of(&digits).map_err(D::Error::custom)? })
+    }
+}
+
+fn digits_of<'a>(chunk: &StoredChunk, digits: &'a mut [u8; 64]) -> &'a str {
+    hex::encode_to_slice(chunk.hash.0, digits).expect("64 digits hold 32 bytes");
+    std::str::from_utf8(digits).expect("hexadecimal digits are ASCII")
+}
+
+fn hash_of(digits: &str) -> Result<ChunkHash, hex::FromHexError> {
+    let mut hash = [0; 32];
+    hex::decode_to_slice(digits.as_bytes(), &mut hash)?;
+    Ok(ChunkHash(hash))
 }

@@ -26,6 +26,14 @@ fn entries() -> Vec<TableEntry> {
         file(b"base/5/1259", u64::from(CHUNK_SIZE) + 5, vec![stored(0, CHUNK_SIZE), stored(1, 5)]),
         file(b"empty", 0, vec![]),
         file(b"zeros", 8192, vec![ChunkRef::Zeros { plain: 8192 }]),
+        file(
+            b"patched",
+            9,
+            vec![ChunkRef::Patched(PatchedChunk {
+                patch: StoredChunk { pack: 1, offset: 3, stored: 4, plain: 9, hash: ChunkHash([8; 32]) },
+                base: StoredChunk { pack: 0, offset: 17, stored: 99, plain: 12, hash: ChunkHash([7; 32]) },
+            })],
+        ),
         file(b"odd \"\\[#\xff", 3, vec![stored(1, 3)]),
     ]
 }
@@ -42,7 +50,7 @@ fn compressed(entries: &[TableEntry]) -> Bytes {
 fn what_was_written_is_read_again() {
     let part = compressed(&entries());
     let sha256 = Sha256::digest(&part).into();
-    let read: Vec<_> = PartReader::new(part, sha256, 5, FACTS).unwrap().map(Result::unwrap).collect();
+    let read: Vec<_> = PartReader::new(part, sha256, 6, FACTS).unwrap().map(Result::unwrap).collect();
     assert_eq!(read, entries());
 }
 
@@ -63,7 +71,10 @@ fn the_lines_have_the_documented_form() {
         )
     );
     assert!(lines[3].ends_with(r#""chunks":[[-1,0,0,8192,""]]}"#), "{}", lines[3]);
-    assert!(lines[4].starts_with(r#"{"path_hex":"6f6464"#), "{}", lines[4]);
+    let result = "08".repeat(32);
+    let patched = format!(r#""chunks":[[1,3,4,9,"{result}",{{"xor":[0,17,99,12,"{hash}"]}}]]}}"#);
+    assert!(lines[4].ends_with(&patched), "{}", lines[4]);
+    assert!(lines[5].starts_with(r#"{"path_hex":"6f6464"#), "{}", lines[5]);
 }
 
 #[test]
@@ -92,8 +103,8 @@ fn another_checksum_is_refused() {
 fn a_part_with_missing_entries_is_refused() {
     let part = compressed(&entries());
     let sha256 = Sha256::digest(&part).into();
-    let last = PartReader::new(part, sha256, 6, FACTS).unwrap().last().unwrap();
-    assert!(matches!(last, Err(TableError::Entries { expected: 6, found: 5 })));
+    let last = PartReader::new(part, sha256, 7, FACTS).unwrap().last().unwrap();
+    assert!(matches!(last, Err(TableError::Entries { expected: 7, found: 6 })));
 }
 
 #[test]
@@ -102,7 +113,7 @@ fn a_truncated_part_is_an_error_not_an_end() {
     for len in 0..part.len() {
         let cut = part.slice(..len);
         let sha256 = Sha256::digest(&cut).into();
-        let result: Result<Vec<_>, _> = PartReader::new(cut, sha256, 5, FACTS).unwrap().collect();
+        let result: Result<Vec<_>, _> = PartReader::new(cut, sha256, 6, FACTS).unwrap().collect();
         assert!(result.is_err(), "cut at {len}");
     }
 }
@@ -126,6 +137,12 @@ fn lines_that_contradict_themselves_are_refused() {
         file("5", &format!(r#"[[1,4294967295,9,5,"{hash}"]]"#)),
         file("5", r#"[[1,0,9,5,"07"]]"#),
         file("5", &format!(r#"[[1,0,9,5,"{hash}",{{}}]]"#)),
+        file("5", &format!(r#"[[1,0,9,5,"{hash}",{{"xor":[2,0,9,5,"{hash}"]}}]]"#)),
+        file("5", &format!(r#"[[1,0,9,5,"{hash}",{{"xor":[1,0,0,5,"{hash}"]}}]]"#)),
+        file("5", &format!(r#"[[1,0,9,5,"{hash}",{{"xor":[1,0,9,0,"{hash}"]}}]]"#)),
+        file("5", &format!(r#"[[1,0,9,5,"{hash}",{{"xor":[1,0,9,1048577,"{hash}"]}}]]"#)),
+        file("5", &format!(r#"[[1,0,9,5,"{hash}",{{"xor":[1,0,9,5,"{hash}"]}},1]]"#)),
+        file("5", &format!(r#"[[1,0,9,5,"{hash}",{{"xor":[1,0,9,5,"{hash}"],"later":1}}]]"#)),
         file("18446744073709551615", "[]"),
         r#"{"path":"../a","type":"dir","mode":448,"mtime":1}"#.to_owned(),
         r#"{"path":"a","path_hex":"61","type":"dir","mode":448,"mtime":1}"#.to_owned(),

@@ -2,7 +2,7 @@ use wal::WalRange;
 
 use super::*;
 
-fn manifest() -> Manifest {
+pub(crate) fn manifest() -> Manifest {
     let system_identifier = SystemIdentifier::new(u64::MAX - 1);
     Manifest {
         id: "20261119T020512-3f2a".parse().unwrap(),
@@ -34,6 +34,7 @@ fn manifest() -> Manifest {
         size_bytes: 3,
         new_bytes: 4,
         stored_bytes: 5,
+        patched_chunks: 0,
         parts: vec![PartRef {
             name: "files/00000-0102030405060708.zst".to_owned(),
             sha256: [1; 32],
@@ -58,6 +59,15 @@ fn what_was_sealed_is_read_again() {
         text.contains(r#""tablespaces":[{"oid":16384,"path":"/srv/fast"},{"oid":16385,"path_hex":"2f7372762fff"}]"#)
     );
     assert!(text.contains(r#""system_identifier":"18446744073709551614""#));
+}
+
+#[test]
+fn patches_are_a_feature_that_a_reader_must_know() {
+    let patched = Manifest { patched_chunks: 1, ..manifest() };
+    let sealed = patched.seal().unwrap();
+    let text = String::from_utf8(sealed.clone()).unwrap();
+    assert!(text.starts_with(r#"{"kind":"backup","format":1,"features":["page-patch"],"#), "{text}");
+    assert_eq!(Manifest::unseal(&sealed).unwrap(), patched);
 }
 
 #[test]
