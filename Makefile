@@ -37,11 +37,16 @@ lint: ## formatting, clippy, licences and sources of dependencies
 fmt: ## format the sources
 	cargo fmt --all
 
-bench: bench-backup bench-wal ## all benchmarks, beside other tools in the same run
+bench: bench-backup bench-second bench-wal ## all benchmarks, beside other tools in the same run
 
 bench-backup: setup ## a 2 GiB cluster backed up and restored, beside PostgreSQL's own tools (SCALE=14 for a short run)
 	cargo build --release --locked
 	python3 bench/main_job.py target/release/pgvault "$(SERVERS)" $(SCALE)
+
+bench-second: setup ## what a second backup adds and how long it takes, beside pgBackRest (SECOND="--scale 10 --major 17" for a short run)
+	cargo build --release --locked
+	@scripts/setup-peers.sh "$(PEERS)" pgbackrest
+	python3 bench/second_backup.py $(SECOND)
 
 bench-wal: setup ## WAL taken in, stored and acknowledged, beside other tools (WAL="--segments 14 --runs 1 --seconds 3" for a short run)
 	cargo build --release --locked
@@ -57,4 +62,4 @@ setup: ## PostgreSQL and S3 servers for the tests
 setup-demo: ## PostgreSQL of the distribution, for the demo
 	@scripts/setup.sh
 
-.PHONY: help demo test chaos integration lint fmt bench bench-backup bench-wal docs setup setup-demo
+.PHONY: help demo test chaos integration lint fmt bench bench-backup bench-second bench-wal docs setup setup-demo

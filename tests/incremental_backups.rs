@@ -146,7 +146,11 @@ fn every_generation_is_that_of_a_whole_backup(major: u32) {
         let cluster = document["clusters"][0].clone();
         let sum = ["pack_bytes", "backup_meta_bytes", "wal_bytes", "tail_bytes", "conflict_bytes"];
         let sum: u64 = sum.iter().map(|name| cluster[name].as_u64().unwrap()).sum();
-        assert_eq!((document["total_bytes"].as_u64(), cluster["total_bytes"].as_u64()), (Some(sum), Some(sum)), "{what}");
+        assert_eq!(
+            (document["total_bytes"].as_u64(), cluster["total_bytes"].as_u64()),
+            (Some(sum), Some(sum)),
+            "{what}"
+        );
         cluster
     };
     let all = stats("all");
@@ -177,7 +181,8 @@ fn every_generation_is_that_of_a_whole_backup(major: u32) {
 
     // And without pgvault.
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/read_repository.py");
-    let verified = Command::new("python3").arg("-B").arg(script).arg(&scene.installed.repository).arg("verify").output();
+    let verified =
+        Command::new("python3").arg("-B").arg(script).arg(&scene.installed.repository).arg("verify").output();
     let verified = verified.unwrap();
     let said = String::from_utf8_lossy(&verified.stdout).into_owned();
     assert!(verified.status.success() && said.trim_end().ends_with(" 0 damaged"), "{said}");

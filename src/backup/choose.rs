@@ -114,8 +114,9 @@ async fn incremental(
     check_manifest(&manifest, server)?;
     let postgres_manifest = postgres_manifest(deps, &manifest).await.map_err(|error| doubt(&error))?;
     let scratch = &deps.repository.repository().options().scratch_dir;
-    let reference =
-        Reference::load(deps.repository, &manifest, index, scratch, of_relation).await.map_err(|error| doubt(&error))?;
+    let reference = Reference::load(deps.repository, &manifest, index, scratch, of_relation)
+        .await
+        .map_err(|error| doubt(&error))?;
     let incremental = Some((postgres_manifest, facts));
     Ok(Reading { reference: Some(Arc::new(reference)), incremental, reason: None })
 }

@@ -76,17 +76,7 @@ pub(super) async fn copy(
     stream: impl BackupStream + 'static,
     parts: CopyParts,
 ) -> Result<(ReadAll, Packed), CopyError> {
-    let CopyParts {
-        destination,
-        index,
-        limits,
-        pages,
-        reference,
-        incremental,
-        patches,
-        scratch_dir,
-        progress,
-    } = parts;
+    let CopyParts { destination, index, limits, pages, reference, incremental, patches, scratch_dir, progress } = parts;
     let (workers, reads) = (limits.workers.max(1), limits.reads.max(1));
     let pool = BufferPool::new(workers + reads + QUEUE + 2);
     let fresh = Arc::new(FreshChunks::default());
@@ -105,7 +95,8 @@ pub(super) async fn copy(
 
     let cutter = Cutter::new(pool, batches, ManifestCheck::new(&scratch_dir, compression)?, reference.clone());
     let incremental = incremental.zip(reference);
-    let reader = AbortOnDropHandle::new(tokio::spawn(read_stream(stream, cutter, incremental, began, progress.clone())));
+    let reader =
+        AbortOnDropHandle::new(tokio::spawn(read_stream(stream, cutter, incremental, began, progress.clone())));
     let mut packer = Packer::new(Uploads::new(destination, limits.uploads.max(1)), index, fresh, progress);
 
     let packing = async move {
@@ -115,7 +106,9 @@ pub(super) async fn copy(
         // `buffered` keeps the order of the batches whatever order they are done in. Tasks of their own: they go on while
         // the packer waits for the store.
         let mut worked = stream::poll_fn(move |context| queue.poll_recv(context))
-            .map(|batch| AbortOnDropHandle::new(tokio::spawn(Arc::clone(&shop).work(batch, pages))).map_err(CopyError::from))
+            .map(|batch| {
+                AbortOnDropHandle::new(tokio::spawn(Arc::clone(&shop).work(batch, pages))).map_err(CopyError::from)
+            })
             .buffered(workers + reads);
         while let Some(worked) = worked.try_next().await? {
             packer.take(worked?).await?;

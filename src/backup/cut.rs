@@ -229,17 +229,8 @@ impl Cutter {
         };
         let old = old.unwrap_or_default();
         self.push(Item::File(head, size)).await?;
-        self.file = Some(OpenFile {
-            path,
-            size,
-            position: 0,
-            chunk_start: 0,
-            chunk_left: 0,
-            segment,
-            crc32c: 0,
-            old,
-            arrived,
-        });
+        self.file =
+            Some(OpenFile { path, size, position: 0, chunk_start: 0, chunk_left: 0, segment, crc32c: 0, old, arrived });
         if size == 0 { self.end_file().await } else { Ok(()) }
     }
 

@@ -126,7 +126,11 @@ impl Intake {
     async fn begin_pages(&mut self, head: EntryHead, count: u32, blocks: Vec<u32>) -> Result<(), CopyError> {
         let Some((facts, reference)) = &self.incremental else { return Ok(()) };
         let old = reference.find(&head.path)?.ok_or_else(|| {
-            CopyError::Doubt(format!("the server sent changes of \"{}\", which backup {} does not have", head.path, reference.id()))
+            CopyError::Doubt(format!(
+                "the server sent changes of \"{}\", which backup {} does not have",
+                head.path,
+                reference.id()
+            ))
         })?;
         let page_size = facts.block_size();
         let size = u64::from(count) * u64::from(page_size);

@@ -138,8 +138,7 @@ impl Reference {
         let Some(&(position, len)) = self.places.get(&hash_of(path)) else { return Ok(None) };
         let mut line = vec![0; len as usize];
         self.lines.file().read_exact_at(&mut line, position).map_err(CopyError::Scratch)?;
-        let entry =
-            decode_entry(&line, self.facts).map_err(|error| CopyError::Scratch(io::Error::other(error)))?;
+        let entry = decode_entry(&line, self.facts).map_err(|error| CopyError::Scratch(io::Error::other(error)))?;
         Ok(match entry.kind {
             EntryKind::File(file) if entry.path == *path => Some(OldFile {
                 size: file.size,

@@ -175,7 +175,8 @@ impl ReplicationConnection {
     /// what the server itself sent with that backup, byte for byte. An error of the server leaves the connection usable.
     pub async fn upload_manifest(&mut self, mut manifest: impl Read + Send) -> Result<(), PgError> {
         let limit = self.server.deadlines.reply;
-        let unreadable = |error: io::Error| PgError::Protocol(format!("the manifest to upload cannot be read: {error}"));
+        let unreadable =
+            |error: io::Error| PgError::Protocol(format!("the manifest to upload cannot be read: {error}"));
         self.wire.begin_copy_in("UPLOAD_MANIFEST", limit).await?;
         let mut piece = vec![0; UPLOAD_PIECE];
         loop {

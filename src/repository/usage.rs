@@ -67,7 +67,8 @@ impl ClusterRepository {
                 backups.push((lineage.manifest(id).await?, folder));
             }
         }
-        usage.add_packs(&packs.into_iter().map(|(sha256, size)| PackRef { sha256, size }).collect::<Vec<_>>(), &backups);
+        usage
+            .add_packs(&packs.into_iter().map(|(sha256, size)| PackRef { sha256, size }).collect::<Vec<_>>(), &backups);
         Ok(usage)
     }
 }

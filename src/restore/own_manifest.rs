@@ -18,7 +18,8 @@ use super::copy::read_part;
 
 /// The manifest, in a scratch file that is read from its start.
 pub(super) async fn compose(lineage: &LineageRepository, manifest: &Manifest) -> Result<TempFile> {
-    let scratch = |error: io::Error| Error::new(ErrorCode::Unclassified, format!("cannot compose backup_manifest: {error}"));
+    let scratch =
+        |error: io::Error| Error::new(ErrorCode::Unclassified, format!("cannot compose backup_manifest: {error}"));
     let dir = &lineage.repository().options().scratch_dir;
     let temp = TempFile::in_dir(dir, PRIVATE_FILE).map_err(scratch)?;
     let mut out = Summed { inner: BufWriter::new(temp.file().try_clone().map_err(scratch)?), hasher: Sha256::new() };

@@ -223,7 +223,8 @@ async fn a_server_that_is_promoted_or_talks_nonsense_gives_no_backup() {
     for at in 0..good().len() {
         let error = copy_of(with(at, Say::Fail)).await.unwrap_err();
         // Before anything was sent, another way of reading may do.
-        let expected = if at == 0 { matches!(error, CopyError::NotStarted(_)) } else { matches!(error, CopyError::Server(_)) };
+        let expected =
+            if at == 0 { matches!(error, CopyError::NotStarted(_)) } else { matches!(error, CopyError::Server(_)) };
         assert!(expected, "{at}: {error}");
     }
 }

@@ -72,7 +72,6 @@ async fn chunks_start_at_multiples_of_their_size_whatever_the_pieces() {
                     assert_eq!(chunk.segment, (path == "base/5/16384.1").then_some(1));
                     content.extend(bytes);
                 }
-
             }
         }
         assert_eq!(found.len(), files.len());
@@ -113,7 +112,8 @@ async fn a_source_waits_while_all_buffers_are_in_use() {
 async fn a_file_that_does_not_end_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let (out, _batches) = mpsc::channel(8);
-    let mut cutter = Cutter::new(BufferPool::new(2), out, ManifestCheck::new(dir.path(), Compression::None).unwrap(), None);
+    let mut cutter =
+        Cutter::new(BufferPool::new(2), out, ManifestCheck::new(dir.path(), Compression::None).unwrap(), None);
     assert!(matches!(cutter.data(b"x").await, Err(CopyError::OutOfTurn(_))));
     cutter.begin_file(head("a"), 10).await.unwrap();
     cutter.data(b"short").await.unwrap();
@@ -196,7 +196,12 @@ async fn of_a_file_whose_pages_come_the_chunks_without_any_stay() {
         let full = 1 << 20;
         assert_eq!(
             shape,
-            [(0, full, Some(vec![0, 5])), (1, full, Some(vec![2, 127])), (2, full, None), (3, 16 * 8192, Some(vec![15]))]
+            [
+                (0, full, Some(vec![0, 5])),
+                (1, full, Some(vec![2, 127])),
+                (2, full, None),
+                (3, 16 * 8192, Some(vec![15]))
+            ]
         );
     }
 }
@@ -208,7 +213,9 @@ async fn a_file_that_grew_has_zeros_where_nothing_comes() {
     let shape: Vec<_> = items
         .iter()
         .map(|(item, _)| match item {
-            Item::Chunk(CutChunk { old, pages: Some(pages), .. }) => (old.is_some(), pages.plain, pages.numbers.clone()),
+            Item::Chunk(CutChunk { old, pages: Some(pages), .. }) => {
+                (old.is_some(), pages.plain, pages.numbers.clone())
+            }
             other => panic!("{other:?}"),
         })
         .collect();

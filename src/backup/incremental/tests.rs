@@ -77,7 +77,9 @@ fn only_files_of_relations_come_incrementally() {
     assert_eq!(original("global/INCREMENTAL.1262").as_deref(), Some("global/1262"));
     let in_space = original("pg_tblspc/16384/PG_17_202406281/5/INCREMENTAL.16390.1");
     assert_eq!(in_space.as_deref(), Some("pg_tblspc/16384/PG_17_202406281/5/16390.1"));
-    for other in ["base/5/1259", "INCREMENTAL.1259", "base/5/INCREMENTAL.", "pg_wal/INCREMENTAL.1", "base/INCREMENTAL.1/5"] {
+    for other in
+        ["base/5/1259", "INCREMENTAL.1259", "base/5/INCREMENTAL.", "pg_wal/INCREMENTAL.1", "base/INCREMENTAL.1/5"]
+    {
         assert_eq!(original(other), None, "{other}");
     }
 }

@@ -69,9 +69,8 @@ impl Unpacker {
     fn prove(&mut self, wanted: &WantedChunk, limit: u32, read: &PackRead, fetched: &Fetched) -> Result<(), Wrong> {
         let decompressor = match &mut self.decompressor {
             Some(decompressor) => decompressor,
-            none => none.insert(
-                Decompressor::new().map_err(|error| Wrong { chunk: wanted.chunk, what: error.to_string() })?,
-            ),
+            none => none
+                .insert(Decompressor::new().map_err(|error| Wrong { chunk: wanted.chunk, what: error.to_string() })?),
         };
         let beneath = if wanted.patch.is_some() { &mut self.base } else { &mut self.plain };
         let wrong = |chunk, what| Wrong { chunk, what };
