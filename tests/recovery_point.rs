@@ -98,7 +98,9 @@ fn lose_both(dice: &mut Dice, latency: Duration) -> Loss {
     let end = acknowledged.iter().filter_map(|attempt| attempt.acknowledged).max().unwrap();
     let span = span(&lost, &acknowledged, &pg_wal, &dir.path().join("reference"), end);
     assert!(restored.stop("immediate", LIMIT));
-    Loss { acknowledged: acknowledged.len(), lost: lost.len(), span, tails }
+    let loss = Loss { acknowledged: acknowledged.len(), lost: lost.len(), span, tails };
+    println!("{loss}");
+    loss
 }
 
 /// By the times in the commit records.
@@ -114,9 +116,6 @@ fn span(lost: &[&Attempt], acknowledged: &[&Attempt], pg_wal: &Path, scratch: &P
 
 fn report(losses: &mut [Loss]) {
     losses.sort_by_key(|loss| loss.span);
-    for loss in &*losses {
-        println!("{loss}");
-    }
     let (median, worst) = (losses[losses.len() / 2].span, losses.last().unwrap().span);
     println!("{} double losses with max_rpo = 1s: median {median:?}, worst {worst:?}", losses.len());
 }
@@ -126,7 +125,6 @@ fn the_bucket_alone_gives_back_all_but_the_last_moments() {
     let mut dice = Dice::new();
     println!("seed {}", dice.seed);
     let loss = lose_both(&mut dice, Duration::ZERO);
-    println!("{loss}");
     assert!(loss.acknowledged > 60, "{loss}");
     // Loose: a machine on which everybody tests at once. `make chaos` tells the figures.
     assert!(loss.span < Duration::from_secs(10), "{loss}");
