@@ -1,6 +1,6 @@
 //! Named points at which a test can make the process die, to see what a restart finds.
 
-/// Every name that [`fault_point!`] is used with, for tests that go through all of them.
+/// Every name that [`fault_point!`] is used with on the way of the WAL to the repository, for tests that go through all.
 pub const FAULT_POINTS: &[&str] = &[
     "spool.created",
     "spool.reserved",
@@ -19,6 +19,17 @@ pub const FAULT_POINTS: &[&str] = &[
     "archiver.tail_put",
     "archiver.history_put",
     "ledger.gap_recorded",
+];
+
+/// The same for `wal fetch` and its prefetcher.
+pub const FETCH_FAULT_POINTS: &[&str] = &[
+    "fetch.synced",
+    "fetch.published",
+    "fetch.answered",
+    "prefetch.claimed",
+    "prefetch.ready",
+    "prefetch.answering",
+    "prefetch.released",
 ];
 
 /// Marks a step after which a crash must be survivable. Compiled in only with debug assertions or the feature
@@ -48,7 +59,10 @@ pub fn pass(name: &str) {
         };
         Some((name, count))
     });
-    debug_assert!(FAULT_POINTS.contains(&name), "fault point {name} is not listed");
+    debug_assert!(
+        FAULT_POINTS.contains(&name) || FETCH_FAULT_POINTS.contains(&name),
+        "fault point {name} is not listed"
+    );
     if let Some((armed, count)) = armed
         && armed == name
         && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *count

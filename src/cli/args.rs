@@ -338,6 +338,9 @@ pub enum Action {
 pub enum Wal {
     /// Fetch one file: the restore_command
     Fetch(WalFetch),
+    /// Fetch ahead of a recovery; `wal fetch` starts it
+    #[command(hide = true)]
+    Prefetch(WalPrefetch),
     /// Stored ranges, by timeline
     List(OfCluster),
     /// Missing ranges
@@ -360,6 +363,9 @@ pub struct WalFetch {
     /// How long trouble is put up with before exit 255 [default: 2min; segments on a standby: 10s]
     #[arg(long, value_name = "TIME", value_parser = crate::config::values::duration)]
     pub patience: Option<std::time::Duration>,
+    /// How much is fetched ahead of what is asked for, on the file system of %p; 0: nothing
+    #[arg(long, value_name = "SIZE", value_parser = crate::config::values::size, default_value = "256MB")]
+    pub prefetch: u64,
     /// Cluster
     #[arg(value_name = "CLUSTER")]
     pub name: String,
@@ -369,6 +375,26 @@ pub struct WalFetch {
     /// Where to write it: %p
     #[arg(value_name = "PATH")]
     pub path: PathBuf,
+}
+
+/// `wal prefetch`: what `wal fetch` was given, without the file
+#[derive(Args, Debug)]
+pub struct WalPrefetch {
+    /// As for `wal fetch`
+    #[arg(long, value_name = "N")]
+    pub timeline: Option<TimelineId>,
+    /// As for `wal fetch`
+    #[arg(long, value_name = "LSN")]
+    pub until: Option<Lsn>,
+    /// As for `wal fetch`
+    #[arg(long, value_name = "SIZE", value_parser = crate::config::values::size, default_value = "256MB")]
+    pub prefetch: u64,
+    /// Cluster
+    #[arg(value_name = "CLUSTER")]
+    pub name: String,
+    /// The folder to work in
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
 }
 
 /// `slot …`

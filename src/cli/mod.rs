@@ -1,6 +1,7 @@
 //! The command line: one file per command. Nothing else in pgvault prints.
 
 pub mod args;
+mod ask_prefetcher;
 mod backup;
 mod check;
 mod completions;
@@ -18,6 +19,7 @@ mod slot;
 mod source;
 mod status;
 mod wal;
+mod wal_fetch;
 mod window;
 
 use std::any::Any;
@@ -49,6 +51,9 @@ pub fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     let is_fetch = names_wal_fetch(&args);
     hide_stack_traces();
+    if is_fetch && let Ok(Some(code)) = panic::catch_unwind(|| ask_prefetcher::try_to_serve(&args)) {
+        return ExitCode::from(code);
+    }
     let ended = panic::catch_unwind(|| run(args)).unwrap_or_else(|panic| {
         let output = Output::new(false, false, true, |_| None);
         output.error(&internal_error(panic.as_ref()));
@@ -94,8 +99,8 @@ fn start_runtime() -> Result<Runtime, Error> {
 async fn dispatch(context: &Context, command: Command) -> Ended {
     if !matches!(command, Command::Serve(_)) {
         logging::start_client(context.global.verbose, context.global.quiet)?;
-        // The demo has something to take away first.
-        if !matches!(command, Command::Demo(_)) {
+        // These have something to take away first.
+        if !matches!(command, Command::Demo(_) | Command::Wal(Wal::Prefetch(_))) {
             end_when_interrupted(context.output)?;
         }
     }
@@ -110,7 +115,8 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Backup(Backup::List(of)) => backup::list(context, &of).await,
         Command::Backup(Backup::Show { id }) => backup::show(context, &id).await,
         Command::Recover(args) => recover::run(context, &args).await,
-        Command::Wal(Wal::Fetch(args)) | Command::WalFetch(args) => wal::fetch(context, &args).await,
+        Command::Wal(Wal::Fetch(args)) | Command::WalFetch(args) => wal_fetch::fetch(context, &args).await,
+        Command::Wal(Wal::Prefetch(args)) => wal_fetch::prefetch(context, &args).await,
         Command::Wal(Wal::List(of)) => wal::list(context, &of).await,
         Command::Wal(Wal::Gaps(of)) => wal::gaps(context, &of).await,
         Command::Wal(Wal::Switch(of)) => wal::switch(context, &of).await,

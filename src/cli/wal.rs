@@ -1,50 +1,15 @@
-//! `wal fetch|list|gaps|switch`.
-
-use std::path::Path;
-use std::sync::Arc;
+//! `wal list|gaps|switch`.
 
 use serde_json::{Value, json};
 
 use super::Ended;
-use super::args::{OfCluster, WalFetch};
+use super::args::OfCluster;
 use super::context::Context;
 use super::source;
-use crate::daemon::open::{self, Missing};
+use crate::daemon::open;
 use crate::daemon::stored;
 use crate::error::{Error, ErrorCode};
 use crate::primary::sql;
-use crate::storage::metered::NoMeter;
-use crate::wal_fetch::{self, FetchLimits, FetchOutcome, FetchRequest, NoLocalSource};
-
-/// The restore_command: 0 found, 1 authoritatively absent, 255 anything else.
-pub(super) async fn fetch(context: &Context, args: &WalFetch) -> Ended {
-    let file = args
-        .file
-        .parse()
-        .map_err(|error: wal_fetch::InvalidFetchName| Error::new(ErrorCode::Usage, error.to_string()))?;
-    let config = context.config()?;
-    let of = OfCluster { name: Some(args.name.clone()) };
-    let cluster = context.cluster(&config, &of)?;
-    // PostgreSQL runs a restore_command in the data directory, with a path relative to it.
-    let data_directory = Path::new(".");
-    let request = FetchRequest {
-        file,
-        destination: args.path.clone(),
-        timeline: args.timeline,
-        until: args.until,
-        standby: wal_fetch::is_standby(data_directory),
-    };
-    let open = async || {
-        let repository = open::repository(&config, &context.clock, Arc::new(NoMeter), Missing::Refuse).await?;
-        wal_fetch::lineage_of(&repository.cluster(&open::cluster_name(&cluster)?), data_directory).await
-    };
-    let limits = args.patience.map_or_else(FetchLimits::default, FetchLimits::patient_for);
-    let outcome = wal_fetch::run(&request, open, &NoLocalSource, limits, context.clock.as_ref()).await;
-    if let FetchOutcome::Failed(error) = &outcome {
-        context.output.error(error);
-    }
-    Ok(outcome.exit_code())
-}
 
 /// What is stored, by timeline.
 pub(super) async fn list(context: &Context, of: &OfCluster) -> Ended {

@@ -27,8 +27,13 @@ pub fn load(flags: &Flags, variables: &Variables) -> Result<Config> {
     load_from(flags, variables, Path::new(SYSTEM_FILE))
 }
 
+/// The files that [`load`] reads, in order.
+pub fn files(flags: &Flags, variables: &Variables) -> Result<Vec<PathBuf>> {
+    files_from(flags, variables, Path::new(SYSTEM_FILE))
+}
+
 fn load_from(flags: &Flags, variables: &Variables, system_file: &Path) -> Result<Config> {
-    let files = files(flags, variables, system_file)?;
+    let files = files_from(flags, variables, system_file)?;
     let mut settings = Settings::default();
     for path in &files {
         let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
@@ -49,7 +54,7 @@ fn load_from(flags: &Flags, variables: &Variables, system_file: &Path) -> Result
 }
 
 /// The files to read, in order. One that was named must exist; those of the system may be absent.
-fn files(flags: &Flags, variables: &Variables, system_file: &Path) -> Result<Vec<PathBuf>> {
+fn files_from(flags: &Flags, variables: &Variables, system_file: &Path) -> Result<Vec<PathBuf>> {
     let named = flags.config.clone().or_else(|| variables.get("PGVAULT_CONFIG").map(PathBuf::from));
     if let Some(path) = named {
         return std::path::absolute(&path).map(|path| vec![path]).map_err(|error| unreadable(&path, &error));

@@ -28,7 +28,7 @@ use crate::patroni::PatroniUrl;
 use crate::storage::StorageOptions;
 
 pub use environment::Variables;
-pub use load::{Flags, load};
+pub use load::{Flags, files, load};
 pub use settings::{Origin, Raw, Settings};
 pub use show::{Shown, show, template};
 pub use values::Schedule;

@@ -12,7 +12,7 @@ use crate::config::{ClusterConfig, Config};
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::{ConnectOptions, Conninfo, Deadlines, Environment, SlotName};
 use crate::repository::{ClusterName, Repository, RepositoryError, RepositoryId, RepositoryOptions};
-use crate::storage::{self, StorageContext, StorageMeter};
+use crate::storage::{self, Probe, RetryPolicy, StorageContext, StorageMeter};
 use crate::wal_pipeline::WalSettings;
 
 /// A client must not wait longer than a person does.
@@ -35,6 +35,17 @@ pub async fn repository(
     meter: Arc<dyn StorageMeter>,
     missing: Missing,
 ) -> Result<Repository> {
+    repository_with(config, clock, meter, missing, RetryPolicy::default()).await
+}
+
+/// The same, for who repeats failed requests in another way.
+pub async fn repository_with(
+    config: &Config,
+    clock: &Arc<dyn Clock>,
+    meter: Arc<dyn StorageMeter>,
+    missing: Missing,
+    retry: RetryPolicy,
+) -> Result<Repository> {
     let url = &config.repository.storage.url;
     let explain = |error: RepositoryError| -> Error {
         let not_found = error.is_not_found();
@@ -49,7 +60,9 @@ pub async fn repository(
         }
         inner.help_lines().iter().fold(outer, |error, help| error.help(help.clone()))
     };
-    let context = StorageContext { clock: Arc::clone(clock), meter, ..StorageContext::default() };
+    // To read, the right to read is enough.
+    let probe = if missing == Missing::Create { Probe::AtOpen } else { Probe::AtFirstPut };
+    let context = StorageContext { clock: Arc::clone(clock), meter, probe, retry, ..StorageContext::default() };
     let storage = storage::open(&config.repository.storage, context)
         .await
         .map_err(|error| explain(RepositoryError::Storage(error)))?;

@@ -29,6 +29,7 @@ mod tails;
 pub(crate) mod test_wal;
 mod usage;
 mod wal_object;
+mod wal_read;
 pub mod xact_search;
 
 use std::path::PathBuf;

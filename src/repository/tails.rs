@@ -10,7 +10,7 @@ use wal::{Lsn, SegmentName, XactIndex};
 
 use crate::repository::header::WalPlace;
 use crate::repository::layout::{LineageObject, ObjectName, Parsed, TailName};
-use crate::repository::wal_object::{read_header, read_wal};
+use crate::repository::wal_read::{read_header, read_wal};
 use crate::repository::{
     LineageRepository, PlainSource, RepositoryError, RepositoryResult, SegmentMeta, Stored, WalHeader,
 };

@@ -1,34 +1,28 @@
 //! Stored WAL as bytes: the header, then zstd frames. FORMAT.md 4.1.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, Cursor, Read, Seek, SeekFrom, Write};
+use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 use wal::{LongHeader, XactIndex, read_segment_header};
 
 use crate::codec::digest::{Hasher, sha256_reader};
-use crate::codec::envelope::FIRST_READ;
-use crate::codec::{Compression, Compressor, FrameReader};
+use crate::codec::{Compression, Compressor};
 use crate::durable::PRIVATE_FILE;
 use crate::repository::header::WalPlace;
-use crate::repository::objects::READ_SIZE;
 use crate::repository::segments::PlainSource;
-use crate::repository::{Objects, RepositoryError, RepositoryResult, WalHeader};
+use crate::repository::{RepositoryError, RepositoryResult, WalHeader};
 use crate::storage::{Body, Sha256};
 
 /// Plaintext of one frame. The format allows more, but a frame and its stored form are in memory at once, for every upload
 /// under way, and beyond zstd's window nothing is gained.
-const FRAME_PLAIN: u64 = 2 << 20;
+pub(super) const FRAME_PLAIN: u64 = 2 << 20;
 
 /// Space that an object in memory gets at first. It costs nothing until it is written to, and is more than glibc's malloc
 /// ever keeps for later (`DEFAULT_MMAP_THRESHOLD_MAX`): smaller buffers would stay with every thread that had one.
 const OBJECT_SPACE: usize = 33 << 20;
-
-/// How much plaintext is handed on at a time when reading.
-const PIECE: usize = 1 << 20;
 
 /// First bytes of a segment: its long page header.
 const LONG_HEADER: usize = 40;
@@ -182,155 +176,5 @@ impl Drop for ScratchFile {
         if let Err(error) = fs::remove_file(&self.0) {
             tracing::warn!(path = %self.0.display(), %error, "scratch file not removed");
         }
-    }
-}
-
-/// What was read of a stored piece of WAL, once all of it was found right.
-#[derive(Clone, Debug)]
-pub(super) struct Decoded {
-    pub(super) header: WalHeader,
-    /// Of the stored object.
-    pub(super) sha256: Sha256,
-    /// Of the stored object.
-    pub(super) size: u64,
-}
-
-/// Reads the header alone: one ranged read, rarely two. `NotFound` is the store's own word for exactly this key.
-pub(super) async fn read_header(objects: &Objects, place: &WalPlace) -> RepositoryResult<WalHeader> {
-    Ok(read_beginning(objects, place, FIRST_READ).await?.1)
-}
-
-/// The first bytes of the object, `size` of them or as many as the header needs; the header, and its length.
-async fn read_beginning(objects: &Objects, place: &WalPlace, size: u64) -> RepositoryResult<(Bytes, WalHeader, usize)> {
-    let mut wanted = size;
-    loop {
-        let beginning = objects.get_range(&place.key, 0, wanted).await?;
-        match place.parse(&beginning)? {
-            Ok((header, header_len)) => return Ok((beginning, header, header_len)),
-            Err(needed) if (beginning.len() as u64) < wanted => return Err(cut_short(place, beginning.len(), needed)),
-            Err(needed) => wanted = needed as u64,
-        }
-    }
-}
-
-fn cut_short(place: &WalPlace, found: usize, needed: usize) -> RepositoryError {
-    RepositoryError::damaged(&place.key, format!("it ends after {found} bytes, its header needs {needed}"))
-}
-
-/// Reads all of a stored piece of WAL into `sink`, by ranges, while earlier ranges are decompressed elsewhere.
-///
-/// Only when this returns `Ok` is what `sink` got the WAL that was stored: its length and its SHA-256 are right and the
-/// header belongs to this place. Memory: a few ranges and a few pieces, whatever the object claims.
-pub(super) async fn read_wal(
-    objects: &Objects,
-    place: &WalPlace,
-    sink: &mut (dyn Write + Send),
-) -> RepositoryResult<Decoded> {
-    let (first, header, header_len) = read_beginning(objects, place, READ_SIZE).await?;
-    let (stored_in, stored_out) = mpsc::channel(1);
-    let (plain_in, mut plain_out) = mpsc::channel(2);
-    let length = place.length;
-    let decode = tokio::task::spawn_blocking(move || decode(StoredPieces::new(stored_out), &plain_in, length));
-    let download = download(objects, place, first, header_len, stored_in);
-    let deliver = async {
-        while let Some(piece) = plain_out.recv().await {
-            sink.write_all(&piece).map_err(RepositoryError::Sink)?;
-        }
-        // The decoder sees a closed channel when the sink failed, and ends.
-        drop(plain_out);
-        Ok::<(), RepositoryError>(())
-    };
-    let (downloaded, delivered) = tokio::join!(download, deliver);
-    let decoded = decode.await.map_err(|error| RepositoryError::damaged(&place.key, error))?;
-    // A failed sink or store is why the decoder got too few bytes: it is the error to tell.
-    delivered?;
-    let (sha256, size) = downloaded?;
-    let plain_sha256 = decoded.map_err(|error| RepositoryError::damaged(&place.key, error))?;
-    if plain_sha256 != header.sha256 {
-        return Err(RepositoryError::damaged(&place.key, "the checksum of its content is wrong"));
-    }
-    Ok(Decoded { header, sha256, size })
-}
-
-/// Hands the stored bytes after the header to the decoder; returns checksum and length of the whole object. `first` are
-/// its first bytes, at least `READ_SIZE` unless the object ends before.
-async fn download(
-    objects: &Objects,
-    place: &WalPlace,
-    first: Bytes,
-    header_len: usize,
-    to: mpsc::Sender<Bytes>,
-) -> RepositoryResult<(Sha256, u64)> {
-    let mut hasher = Hasher::new();
-    let mut piece = first;
-    let mut size = 0;
-    loop {
-        hasher.update(&piece);
-        let frames = if size == 0 { piece.slice(header_len..) } else { piece.clone() };
-        size += piece.len() as u64;
-        // A decoder that has ended has said why; the object's own checksum is of no use then.
-        if to.send(frames).await.is_err() || (piece.len() as u64) < READ_SIZE {
-            return Ok((hasher.finish(), size));
-        }
-        piece = objects.get_range(&place.key, size, size + READ_SIZE).await?;
-    }
-}
-
-/// Decompresses to exactly `length` bytes and returns their SHA-256; the reason when that is not what the frames hold.
-fn decode(stored: StoredPieces, plain: &mpsc::Sender<Vec<u8>>, length: u64) -> Result<Sha256, String> {
-    let damaged = |error: io::Error| format!("not intact zstd frames: {error}");
-    let mut frames = FrameReader::new(stored).map_err(damaged)?;
-    let mut hasher = Hasher::new();
-    let mut found = 0u64;
-    loop {
-        let mut piece = Vec::with_capacity(PIECE);
-        frames.by_ref().take(PIECE as u64).read_to_end(&mut piece).map_err(damaged)?;
-        found += piece.len() as u64;
-        if found > length {
-            return Err(format!("more than {length} bytes of content"));
-        }
-        if piece.is_empty() {
-            break;
-        }
-        hasher.update(&piece);
-        plain.blocking_send(piece).map_err(|_| "the reader went away".to_owned())?;
-    }
-    if found == length { Ok(hasher.finish()) } else { Err(format!("{found} bytes of content in place of {length}")) }
-}
-
-/// The stored bytes as they come, for a reader that blocks.
-#[derive(Debug)]
-struct StoredPieces {
-    from: mpsc::Receiver<Bytes>,
-    piece: Bytes,
-}
-
-impl StoredPieces {
-    fn new(from: mpsc::Receiver<Bytes>) -> Self {
-        Self { from, piece: Bytes::new() }
-    }
-}
-
-impl Read for StoredPieces {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let n = self.fill_buf()?.read(out)?;
-        self.consume(n);
-        Ok(n)
-    }
-}
-
-impl BufRead for StoredPieces {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.piece.is_empty() {
-            match self.from.blocking_recv() {
-                Some(piece) => self.piece = piece,
-                None => break,
-            }
-        }
-        Ok(&self.piece)
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.piece = self.piece.slice(amount.min(self.piece.len())..);
     }
 }

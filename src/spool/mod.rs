@@ -18,6 +18,7 @@ mod error;
 mod fill_rate;
 mod histories;
 mod limit;
+mod look;
 mod recover;
 mod replacement;
 mod segment_file;
@@ -35,6 +36,7 @@ pub use error::SpoolError;
 pub use fill_rate::FillRate;
 pub use histories::KeptHistory;
 pub use limit::{LEAST_SEGMENTS, SpoolUsage};
+pub use look::{SpoolView, Viewed};
 pub use replacement::Replacement;
 pub use segment_file::{CompleteSegment, HeldPrefix, SegmentFile, SyncHandle, WriteError};
 

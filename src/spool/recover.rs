@@ -252,20 +252,20 @@ fn previous(
 }
 
 /// What is valid of an incomplete segment.
-struct Valid {
+pub(super) struct Valid {
     /// First byte of the segment.
-    start: Lsn,
+    pub(super) start: Lsn,
     /// First byte after its last valid record; `start` when no record is proven.
-    end: Lsn,
+    pub(super) end: Lsn,
     /// So many bytes before `end` only align the next record. No checksum covers them: in a segment that ended in torn
     /// bytes they can be anything, where the server has zeros (`CopyXLogRecordToWAL`, xlog.c).
-    padding: u64,
+    pub(super) padding: u64,
 }
 
 /// Finds out how much of a segment is valid.
 ///
 /// The segment before it, when it is there, completes a record that spans the two. Without it that record's rest is skipped.
-fn valid_part(
+pub(super) fn valid_part(
     dir: &Path,
     size: SegmentSize,
     system: SystemIdentifier,
@@ -309,7 +309,7 @@ fn valid_part(
 }
 
 /// Pushes a whole segment file into a reader; tells why it is not valid to its end.
-fn feed(
+pub(super) fn feed(
     file: &File,
     size: SegmentSize,
     reader: &mut WalReader,

@@ -1,14 +1,18 @@
 //! The file at `%p`.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::Trouble;
+use super::asker::Asker;
 use super::local::LocalSegment;
+use super::trouble::Trouble;
+use crate::durable::PRIVATE_FILE;
+use crate::fault_point;
 
 /// How much of a segment is served, the rest of its `size` being zeros; in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,39 +24,47 @@ pub(super) struct Cut {
 /// A file that appears at its destination whole or not at all.
 ///
 /// PostgreSQL removes what is at `%p` before it asks, and syncs what it got when it gives it its name in `pg_wal`
-/// (`KeepFileRestoredFromArchive`, xlogarchive.c); the content is synced here as well, so that a file that is there is
-/// correct whoever asked. One request runs at a time, so the temporary name is always the same: what a kill leaves
-/// behind, the next request writes over.
+/// (`KeepFileRestoredFromArchive`, xlogarchive.c: `durable_rename`); after a crash before that it asks again. The content
+/// is synced here as well: a file that is there is correct whoever asked, and what a prefetcher has synced in advance
+/// costs the server nothing. One request runs at a time, so the temporary name is nearly always the same: what a kill
+/// leaves behind, the next request writes over, unless whoever made it still lives and holds its lock.
 #[derive(Debug)]
 pub(super) struct Destination {
     file: File,
     temporary: PathBuf,
     path: PathBuf,
+    asker: Asker,
     published: bool,
 }
 
 impl Destination {
-    pub(super) fn open(path: &Path) -> Result<Self, Trouble> {
+    pub(super) fn open(path: &Path, asker: &Asker) -> Result<Self, Trouble> {
         let trouble = |source| Trouble::Destination { path: path.to_owned(), source };
         let name = path.file_name().ok_or_else(|| trouble(io::ErrorKind::InvalidInput.into()))?;
-        let mut temporary_name = std::ffi::OsString::from(".");
+        let mut temporary_name = OsString::from(".");
         temporary_name.push(name);
         temporary_name.push(".pgvault");
-        let temporary = path.with_file_name(temporary_name);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default())
-            .open(&temporary)
-            .map_err(trouble)?;
-        Ok(Self { file, temporary, path: path.to_owned(), published: false })
+        let mut temporary = path.with_file_name(&temporary_name);
+        let file = match open_locked(&temporary).map_err(trouble)? {
+            Some(file) => file,
+            None => {
+                // Somebody who was forgotten still writes there.
+                temporary_name.push(format!("-{}", std::process::id()));
+                temporary = path.with_file_name(&temporary_name);
+                open_locked(&temporary).map_err(trouble)?.ok_or_else(|| trouble(io::ErrorKind::WouldBlock.into()))?
+            }
+        };
+        Ok(Self { file, temporary, path: path.to_owned(), asker: asker.clone(), published: false })
     }
 
+    /// The file, for somebody else to write at offsets.
     pub(super) fn file(&mut self) -> &mut File {
         &mut self.file
+    }
+
+    /// The file, for somebody else to write into from its start.
+    pub(super) fn writer(&self) -> Result<File, Trouble> {
+        self.file.try_clone().map_err(|source| self.trouble(source))
     }
 
     pub(super) fn trouble(&self, source: io::Error) -> Trouble {
@@ -87,8 +99,13 @@ impl Destination {
 
     pub(super) fn publish(mut self) -> Result<(), Trouble> {
         self.file.sync_data().map_err(|source| self.trouble(source))?;
+        fault_point!("fetch.synced");
+        if !self.asker.still_waits() {
+            return Err(Trouble::NobodyWaits);
+        }
         fs::rename(&self.temporary, &self.path).map_err(|source| self.trouble(source))?;
         self.published = true;
+        fault_point!("fetch.published");
         Ok(())
     }
 }
@@ -99,6 +116,36 @@ impl Drop for Destination {
             && let Err(error) = fs::remove_file(&self.temporary)
         {
             tracing::debug!(path = %self.temporary.display(), %error, "temporary file not removed");
+        }
+    }
+}
+
+/// Opens a file of our own, empty; none when another process holds it.
+fn open_locked(path: &Path) -> io::Result<Option<File>> {
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(PRIVATE_FILE)
+            .custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default())
+            .open(path)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            // A file system without locks: then there is nobody else, as far as can be known.
+            Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+        }
+        // Whoever held it has perhaps renamed or removed it in between: then the name is free.
+        match fs::symlink_metadata(path) {
+            Ok(named) if named.ino() == file.metadata()?.ino() => {
+                file.set_len(0)?;
+                return Ok(Some(file));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
 }

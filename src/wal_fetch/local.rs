@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 
+use recovery::LineageId;
 use wal::SegmentName;
 
 /// A segment file outside the repository.
@@ -18,6 +19,9 @@ pub struct LocalSegment {
 
 /// A place on this machine that holds WAL of the lineage.
 pub trait LocalSource: Send + Sync {
+    /// Which lineage that is; `None` where there is no such place.
+    fn lineage(&self) -> Option<LineageId>;
+
     /// The segment, whole or in part; `None` when nothing of it is there.
     fn segment(&self, name: SegmentName) -> io::Result<Option<LocalSegment>>;
 
@@ -30,6 +34,10 @@ pub trait LocalSource: Send + Sync {
 pub struct NoLocalSource;
 
 impl LocalSource for NoLocalSource {
+    fn lineage(&self) -> Option<LineageId> {
+        None
+    }
+
     fn segment(&self, _: SegmentName) -> io::Result<Option<LocalSegment>> {
         Ok(None)
     }

@@ -18,15 +18,15 @@ const IDENTITY: &str = "identity.json";
 
 /// A lineage's fixed facts.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(super) struct Home {
+pub struct Home {
     /// The lineage.
-    pub(super) lineage: LineageId,
+    pub lineage: LineageId,
     /// Its cluster's number.
-    pub(super) system_identifier: SystemIdentifier,
+    pub system_identifier: SystemIdentifier,
     /// Size of its segments.
-    pub(super) segment_size: SegmentSize,
+    pub segment_size: SegmentSize,
     /// `server_version_num` of the first server seen.
-    pub(super) postgres_version: u32,
+    pub postgres_version: u32,
 }
 
 impl Home {
@@ -42,6 +42,11 @@ impl Home {
 
     /// As the spool knows it: of several lineages, the one begun last. Blocks on disk.
     pub(super) fn in_spool(cluster_dir: &Path) -> Result<Option<Self>> {
+        Self::newest_in_spool(cluster_dir, |_| true)
+    }
+
+    /// Of the lineages in the spool of a cluster that are `wanted`, the one begun last. Blocks on disk.
+    pub fn newest_in_spool(cluster_dir: &Path, wanted: impl Fn(&Self) -> bool) -> Result<Option<Self>> {
         let failed = |path: &Path, error: &dyn std::error::Error| {
             Error::new(ErrorCode::Spool, format!("the spool in {} cannot be read: {error}", path.display()))
         };
@@ -59,6 +64,9 @@ impl Home {
                 read => read.map_err(|error| failed(&path, &error))?,
             };
             let home = serde_json::from_slice(&text).map_err(|error| failed(&path, &error))?;
+            if !wanted(&home) {
+                continue;
+            }
             if newest.as_ref().is_none_or(|(newest, _)| made > *newest) {
                 newest = Some((made, home));
             }
@@ -67,7 +75,7 @@ impl Home {
     }
 
     /// Its spool folder.
-    pub(super) fn dir(&self, cluster_dir: &Path) -> PathBuf {
+    pub fn dir(&self, cluster_dir: &Path) -> PathBuf {
         cluster_dir.join(self.lineage.to_string())
     }
 

@@ -10,6 +10,7 @@ mod status;
 mod usage;
 
 pub(crate) use gap_store::GapStore;
+pub use home::Home;
 pub use ledger::{GapRecord, Ledger};
 pub use new_lineage::{NewLineage, new_lineage};
 pub use parts::{WalParts, WalSettings};

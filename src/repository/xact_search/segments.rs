@@ -12,7 +12,8 @@ use super::WalSearch;
 use crate::repository::header::WalPlace;
 use crate::repository::header_cache::group;
 use crate::repository::layout::{LineageObject, TailName};
-use crate::repository::wal_object::{ScratchFile, read_header};
+use crate::repository::wal_object::ScratchFile;
+use crate::repository::wal_read::read_header;
 use crate::repository::{LineageRepository, RepositoryError, RepositoryResult, TailChain, TailSink, WalHeader};
 
 /// How many headers are read at once.
