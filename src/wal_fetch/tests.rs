@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use wal::{Lsn, PgTime, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, TimelineId, XactIndex};
 
 use super::{
-    FetchLimits, FetchOutcome, FetchRequest, LocalSegment, LocalSource, NoLocalSource, is_standby, lineage_of, run,
+    Asker, FetchLimits, FetchOutcome, FetchRequest, LocalSegment, LocalSource, NoLocalSource, is_standby, lineage_of, run,
 };
 use crate::clock::SystemClock;
 use crate::error::ErrorCode;
@@ -21,19 +21,19 @@ use crate::storage::faulty::{Fault, Faulty, Operation, Rule};
 use crate::storage::memory::MemoryStorage;
 use crate::storage::{Storage, StorageErrorKind};
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 const SYSTEM: u64 = 7_710_119_830_129_531_976;
 
-fn tli(number: u32) -> TimelineId {
+pub(super) fn tli(number: u32) -> TimelineId {
     TimelineId::new(number).unwrap()
 }
 
-fn name(timeline: u32, number: u64) -> SegmentName {
+pub(super) fn name(timeline: u32, number: u64) -> SegmentName {
     SegmentName::new(tli(timeline), SegmentNumber::new(number), SegmentSize::new(MIB).unwrap())
 }
 
 /// A segment whose first page is right; the rest tells timeline and number.
-fn segment(timeline: u32, number: u64) -> Vec<u8> {
+pub(super) fn segment(timeline: u32, number: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend_from_slice(&0xD110u16.to_le_bytes());
     bytes.extend_from_slice(&2u16.to_le_bytes());
@@ -47,15 +47,15 @@ fn segment(timeline: u32, number: u64) -> Vec<u8> {
     bytes
 }
 
-struct Fixture {
-    faulty: Arc<Faulty>,
+pub(super) struct Fixture {
+    pub(super) faulty: Arc<Faulty>,
     cluster: ClusterRepository,
-    lineage: LineageRepository,
-    dir: TempDir,
+    pub(super) lineage: LineageRepository,
+    pub(super) dir: TempDir,
 }
 
 impl Fixture {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let faulty = Arc::new(Faulty::new(Arc::new(MemoryStorage::new())));
         let storage: Arc<dyn Storage> = faulty.clone();
         let now = PgTime::from_micros(0);
@@ -74,7 +74,7 @@ impl Fixture {
         Self { faulty, cluster, lineage, dir }
     }
 
-    async fn put(&self, timeline: u32, numbers: impl IntoIterator<Item = u64>) {
+    pub(super) async fn put(&self, timeline: u32, numbers: impl IntoIterator<Item = u64>) {
         for number in numbers {
             let meta = SegmentMeta { name: name(timeline, number), postgres_version: 150_018 };
             let plain = PlainSource::Bytes(Bytes::from(segment(timeline, number)));
@@ -82,13 +82,13 @@ impl Fixture {
         }
     }
 
-    async fn put_tail(&self, timeline: u32, number: u64, len: u64) {
+    pub(super) async fn put_tail(&self, timeline: u32, number: u64, len: u64) {
         let meta = SegmentMeta { name: name(timeline, number), postgres_version: 150_018 };
         let plain = Bytes::from(segment(timeline, number)[..len as usize].to_vec());
         self.lineage.put_tail(&meta, Lsn::new(number * MIB), plain, &XactIndex::default()).await.unwrap();
     }
 
-    async fn put_history(&self, timeline: u32, text: &str) {
+    pub(super) async fn put_history(&self, timeline: u32, text: &str) {
         self.lineage.put_history(tli(timeline), text.as_bytes()).await.unwrap();
     }
 
@@ -99,6 +99,7 @@ impl Fixture {
             timeline: None,
             until: None,
             standby: false,
+            asker: Asker::default(),
         }
     }
 
@@ -294,12 +295,17 @@ async fn an_unwritable_destination_is_an_error() {
 
 /// A spool with one segment.
 struct OneSegment {
+    lineage: recovery::LineageId,
     path: std::path::PathBuf,
     name: SegmentName,
     whole: bool,
 }
 
 impl LocalSource for OneSegment {
+    fn lineage(&self) -> Option<recovery::LineageId> {
+        Some(self.lineage)
+    }
+
     fn segment(&self, name: SegmentName) -> io::Result<Option<LocalSegment>> {
         if name != self.name {
             return Ok(None);
@@ -314,10 +320,10 @@ impl LocalSource for OneSegment {
     }
 }
 
-fn one_segment(dir: &Path, whole: bool) -> OneSegment {
-    let path = dir.join("spooled");
+fn one_segment(fixture: &Fixture, whole: bool) -> OneSegment {
+    let path = fixture.dir.path().join("spooled");
     fs::write(&path, segment(1, 2)).unwrap();
-    OneSegment { path, name: name(1, 2), whole }
+    OneSegment { lineage: fixture.lineage.id(), path, name: name(1, 2), whole }
 }
 
 #[tokio::test]
@@ -326,12 +332,12 @@ async fn newer_wal_of_this_machine_is_served_before_the_repository_has_it() {
     fixture.put(1, [1]).await;
     fixture.put_tail(1, 2, 5000).await;
     let request = fixture.request("000000010000000000000002");
-    let part = one_segment(fixture.dir.path(), false);
+    let part = one_segment(&fixture, false);
     assert_eq!(fixture.fetch_with(&request, &part).await.exit_code(), 0);
     let bytes = fixture.take();
     assert_eq!(bytes[..9000], segment(1, 2)[..9000]);
     assert!(bytes.len() as u64 == MIB && bytes[9000..].iter().all(|&b| b == 0));
-    let whole = one_segment(fixture.dir.path(), true);
+    let whole = one_segment(&fixture, true);
     fixture.faulty.add(Rule::new(Fault::Fail(StorageErrorKind::Transient)));
     assert_eq!(fixture.fetch_with(&request, &whole).await.exit_code(), 0, "even while the store is out of reach");
     assert_eq!(fixture.take(), segment(1, 2));
@@ -355,4 +361,55 @@ async fn the_lineage_is_that_of_the_data_directory() {
     fs::write(&control, [1; 100]).unwrap();
     let error = lineage_of(&fixture.cluster, fixture.dir.path()).await.unwrap_err();
     assert_eq!(error.code(), ErrorCode::ForeignCluster);
+}
+
+#[tokio::test]
+async fn wal_of_this_machine_is_of_the_same_lineage_or_not_served() {
+    let fixture = Fixture::new().await;
+    fixture.put(1, [1]).await;
+    let mut other = one_segment(&fixture, true);
+    other.lineage = "1-7".parse().unwrap();
+    let request = fixture.request("000000010000000000000002");
+    assert_eq!(fixture.fetch_with(&request, &other).await.exit_code(), 1);
+}
+
+#[tokio::test]
+async fn while_the_repository_cannot_be_opened_whole_segments_of_this_machine_are_served() {
+    let fixture = Fixture::new().await;
+    let open = async || Err(crate::error::Error::new(ErrorCode::RepositoryDenied, "away"));
+    let limits = FetchLimits { patience: Duration::ZERO, ..FetchLimits::default() };
+    let code = async |request: &FetchRequest, whole| {
+        run(request, open, &one_segment(&fixture, whole), limits, &SystemClock).await.exit_code()
+    };
+    let request = fixture.request("000000010000000000000002");
+    assert_eq!(code(&request, false).await, 255, "more of it may be stored");
+    let to_two = FetchRequest { timeline: Some(tli(2)), ..request.clone() };
+    assert_eq!(code(&to_two, true).await, 255, "how much of it belongs to the way is not known");
+    assert_eq!(code(&fixture.request("00000002.history"), true).await, 255);
+    assert_eq!(code(&request, true).await, 0);
+    assert_eq!(fixture.take(), segment(1, 2));
+}
+
+#[tokio::test]
+async fn who_was_forgotten_puts_nothing_where_the_next_server_waits() {
+    let fixture = Fixture::new().await;
+    fixture.put(1, [1]).await;
+    let lock = fixture.dir.path().join("postmaster.pid");
+    let write = |start: u32| fs::write(&lock, format!("{}\n/data\n{start}\n", std::process::id())).unwrap();
+    write(1);
+    let asker = Asker::in_directory(fixture.dir.path());
+    let request = FetchRequest { asker, ..fixture.request("000000010000000000000001") };
+    assert_eq!(fixture.code(&request).await, 0);
+    fixture.take();
+    write(2);
+    assert_eq!(fixture.code(&request).await, 255);
+    // Nor does it touch what the next one is writing.
+    let theirs = fs::File::create(fixture.dir.path().join("pg_wal/.RECOVERYXLOG.pgvault")).unwrap();
+    theirs.lock().unwrap();
+    std::io::Write::write_all(&mut &theirs, b"theirs").unwrap();
+    assert_eq!(fixture.fetch(&request).await.exit_code(), 255);
+    assert_eq!(fs::read(fixture.dir.path().join("pg_wal/.RECOVERYXLOG.pgvault")).unwrap(), b"theirs");
+    write(1);
+    assert_eq!(fixture.fetch(&request).await.exit_code(), 0);
+    assert_eq!(fixture.take(), segment(1, 1));
 }
