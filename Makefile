@@ -37,7 +37,7 @@ lint: ## formatting, clippy, licences and sources of dependencies
 fmt: ## format the sources
 	cargo fmt --all
 
-bench: bench-backup bench-second bench-wal ## all benchmarks, beside other tools in the same run
+bench: bench-backup bench-second bench-wal bench-replay ## all benchmarks, beside other tools in the same run
 
 bench-backup: setup ## a 2 GiB cluster backed up and restored, beside PostgreSQL's own tools (SCALE=14 for a short run)
 	cargo build --release --locked
@@ -53,6 +53,11 @@ bench-wal: setup ## WAL taken in, stored and acknowledged, beside other tools (W
 	@scripts/setup-peers.sh "$(PEERS)" wal_rus
 	python3 bench/wal.py target/release/pgvault "$(SERVERS)" "$(PEERS)" $(WAL)
 
+bench-replay: setup ## WAL fetched and replayed, beside other tools (REPLAY="--megabytes 256 --runs 1" for a short run)
+	cargo build --release --locked
+	@scripts/setup-peers.sh "$(PEERS)" pgbackrest wal_rus
+	python3 bench/replay.py target/release/pgvault "$(SERVERS)" "$(PEERS)" $(REPLAY)
+
 docs: ## the documentation of the code
 	cargo doc --workspace --no-deps --locked
 
@@ -62,4 +67,4 @@ setup: ## PostgreSQL and S3 servers for the tests
 setup-demo: ## PostgreSQL of the distribution, for the demo
 	@scripts/setup.sh
 
-.PHONY: help demo test chaos integration lint fmt bench bench-backup bench-second bench-wal docs setup setup-demo
+.PHONY: help demo test chaos integration lint fmt bench bench-backup bench-second bench-wal bench-replay docs setup setup-demo

@@ -129,18 +129,18 @@ class Server:
 class S3:
     """SeaweedFS on this machine, with one bucket."""
 
-    def __init__(self, servers, base):
-        self.port, folder = free_port(), base / "s3"
+    def __init__(self, servers, base, more=()):
+        # Beside each port it opens a second one, 10000 higher: these must not pass 65535.
+        self.port, folder = free_port() % 20000 + 20000, base / "s3"
         folder.mkdir()
         (folder / "s3.json").write_text('{"identities":[{"name":"t","credentials":[{"accessKey":"k","secretKey":"s"}],'
                                         '"actions":["Admin","Read","List","Tagging","Write"]}]}')
-        # Beside each port it opens a second one, 10000 higher: these must not pass 65535.
         ports = [free_port() % 20000 + 20000 for _ in range(3)]
         self.log = base / "s3.log"
         self.process = subprocess.Popen(
             [servers / "bin/weed", "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={self.port}",
              f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-master.port={ports[0]}", f"-volume.port={ports[1]}",
-             f"-filer.port={ports[2]}", "-master.volumeSizeLimitMB=1024", "-volume.max=200", "-master.telemetry=false"],
+             f"-filer.port={ports[2]}", "-master.volumeSizeLimitMB=1024", "-volume.max=200", "-master.telemetry=false", *more],
             stdout=subprocess.DEVNULL, stderr=open(self.log, "w"))
         wait_until("SeaweedFS", self._answers, limit=60, every=0.1, alive=self.process)
         status, _ = self.request("PUT", f"/{BUCKET}")

@@ -5,7 +5,7 @@ set -euo pipefail
 tools=${1:-/var/tmp/pgvault-tools}
 shift || true
 peers=("$@")
-[ ${#peers[@]} -gt 0 ] || peers=(wal_rus)
+[ ${#peers[@]} -gt 0 ] || peers=(wal_rus pgbackrest)
 
 wal_rus() {
   local version=0.4.1
@@ -15,6 +15,12 @@ wal_rus() {
   CARGO_TARGET_DIR="$tools/build-wal-rus" nice cargo install wal-rus --version "$version" --root "$tools" --quiet
   rm -rf "$tools/build-wal-rus"
   echo "$version" > "$tools/.wal-rus"
+}
+
+pgbackrest() { # from the distribution, which needs root
+  type -P pgbackrest >/dev/null && return
+  echo "setup: installing pgBackRest"
+  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends pgbackrest >/dev/null
 }
 
 mkdir -p "$tools"

@@ -45,4 +45,5 @@ mod suite_is_complete;
 mod the_proxy_misbehaves;
 mod two_daemons;
 mod wal_fetch_contract;
+mod wal_prefetch;
 mod wal_reader;

@@ -5,9 +5,10 @@
 
 use std::fmt;
 use std::io::{self, BufRead, Cursor, Read};
+use std::ops::Range;
 use std::str::FromStr;
 
-use zstd::zstd_safe::{CParameter, DParameter, compress_bound};
+use zstd::zstd_safe::{CParameter, DParameter, compress_bound, find_frame_compressed_size, get_frame_content_size};
 
 use super::raw_frame;
 
@@ -203,6 +204,39 @@ pub fn decompress_bounded(stored: &[u8], limit: u64) -> Result<Vec<u8>, Decompre
     reader.read_to_end(&mut plain).map_err(damaged)?;
     let found = plain.len() as u64;
     if found > limit { Err(DecompressError::TooLarge { claimed: found, limit }) } else { Ok(plain) }
+}
+
+/// Magic number of a frame with content.
+const FRAME_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
+/// Bit of the byte after it: the frame ends in a checksum of its content (RFC 8878, 3.1.1.1.1).
+const HAS_CHECKSUM: u8 = 1 << 2;
+
+/// A frame among others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckedFrame {
+    /// Where it lies in the stored bytes.
+    pub stored: Range<usize>,
+    /// Bytes of content.
+    pub plain_len: usize,
+}
+
+/// The frames of `stored`, when every one of them is whole, tells its length, at most `limit` bytes, and carries a
+/// checksum: what decompresses without error is then what was compressed. `None` when that is not so.
+pub fn checked_frames(stored: &[u8], limit: usize) -> Option<Vec<CheckedFrame>> {
+    let mut frames = Vec::new();
+    let mut at = 0;
+    while at < stored.len() {
+        let rest = stored.get(at..)?;
+        let descriptor = *rest.strip_prefix(&FRAME_MAGIC)?.first()?;
+        let plain_len = usize::try_from(get_frame_content_size(rest).ok()??).ok()?;
+        if descriptor & HAS_CHECKSUM == 0 || plain_len == 0 || plain_len > limit {
+            return None;
+        }
+        let end = at.checked_add(find_frame_compressed_size(rest).ok()?)?;
+        frames.push(CheckedFrame { stored: at..end, plain_len });
+        at = end;
+    }
+    Some(frames)
 }
 
 /// Reads the content of concatenated frames as one stream, skippable frames skipped; a frame cut short is

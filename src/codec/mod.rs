@@ -11,7 +11,7 @@ mod raw_frame;
 pub mod sealed;
 
 pub use compression::{
-    CompressError, Compression, Compressor, DecompressError, Decompressor, FrameReader, compress_frame, decompress,
-    decompress_bounded,
+    CheckedFrame, CompressError, Compression, Compressor, DecompressError, Decompressor, FrameReader, checked_frames,
+    compress_frame, decompress, decompress_bounded,
 };
 pub use sealed::{FORMAT_VERSION, SealedError, seal, seal_with_features, unseal};

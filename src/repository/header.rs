@@ -72,7 +72,7 @@ pub(super) struct WalPlace {
     pub(super) segment_size: SegmentSize,
     pub(super) start: Lsn,
     pub(super) length: u64,
-    system_identifier: SystemIdentifier,
+    pub(super) system_identifier: SystemIdentifier,
 }
 
 impl WalPlace {

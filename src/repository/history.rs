@@ -68,6 +68,10 @@ impl LineageRepository {
 
     /// The stored history of `timeline`; one that cannot be read is an error, never "none".
     pub(super) async fn stored_history(&self, timeline: TimelineId) -> RepositoryResult<Option<TimelineHistory>> {
+        // Timeline 1 has none (`readTimeLineHistory`, timeline.c).
+        if timeline == TimelineId::FIRST {
+            return Ok(None);
+        }
         if let Some(known) = self.inner.histories.get(timeline) {
             return Ok(Some(known));
         }

@@ -89,8 +89,9 @@ impl LineageRepository {
         Ok(Fetched { header, stored_size: size })
     }
 
-    /// The same into a file, from its current position on; the fastest way. The file is not synced.
-    pub async fn fetch_segment_to_file(&self, name: SegmentName, file: File) -> RepositoryResult<Fetched> {
+    /// The same into an empty file, and faster: where the stored frames prove their content, by their checksums alone. The
+    /// file is not synced.
+    pub async fn fetch_segment_to_file(&self, name: SegmentName, file: &File) -> RepositoryResult<Fetched> {
         let place = WalPlace::segment(self, name)?;
         let (header, stored_size) = read_wal_to_file(self.objects(), &place, file).await?;
         Ok(Fetched { header, stored_size })

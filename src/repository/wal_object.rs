@@ -25,7 +25,7 @@ pub(super) const FRAME_PLAIN: u64 = 2 << 20;
 const OBJECT_SPACE: usize = 33 << 20;
 
 /// First bytes of a segment: its long page header.
-const LONG_HEADER: usize = 40;
+pub(super) const LONG_HEADER: usize = 40;
 
 /// WAL in stored form, ready to be put.
 #[derive(Debug)]

@@ -5,13 +5,14 @@ use std::io::{self, BufRead, Read, Write};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use wal::read_segment_header;
 
-use crate::codec::FrameReader;
 use crate::codec::digest::Hasher;
 use crate::codec::envelope::FIRST_READ;
+use crate::codec::{CheckedFrame, DecompressError, Decompressor, FrameReader, checked_frames};
 use crate::repository::header::WalPlace;
 use crate::repository::objects::READ_SIZE;
-use crate::repository::wal_object::FRAME_PLAIN;
+use crate::repository::wal_object::{FRAME_PLAIN, LONG_HEADER};
 use crate::repository::{Objects, RepositoryError, RepositoryResult, WalHeader};
 use crate::storage::Sha256;
 
@@ -84,18 +85,35 @@ pub(super) async fn read_wal(
     Ok(Decoded { header, sha256: sha256.unwrap_or_default(), size })
 }
 
-/// The same into a file, from its current position on, without the checksum of the stored object; returns its length.
+/// The same into an empty file, and faster; returns the header and the stored length. The file is not synced.
 ///
-/// What is decompressed goes from one buffer straight into the file, on a thread that may wait for both: a recovery is
-/// as fast as this. The file is not synced.
+/// What is decompressed goes from one buffer straight into the file, on a thread that may wait for both. Where the object
+/// fits into the first range and each of its frames proves its content by a checksum, SHA-256 is left out: it costs more than
+/// decompressing does, and a recovery is as fast as this. The header is proven by a SHA-256 of its own, and the first page
+/// must say that it is this segment's. Whatever the frames do not prove is read in the other way.
 pub(super) async fn read_wal_to_file(
     objects: &Objects,
     place: &WalPlace,
-    mut file: File,
+    file: &File,
 ) -> RepositoryResult<(WalHeader, u64)> {
     let (first, header, header_len) = read_beginning(objects, place, READ_SIZE).await?;
-    let (stored_in, stored_out) = mpsc::channel(1);
     let length = place.length;
+    if (first.len() as u64) < READ_SIZE {
+        let size = first.len() as u64;
+        let (frames, file) = (first.slice(header_len..), file.try_clone().map_err(RepositoryError::Sink)?);
+        let decode = tokio::task::spawn_blocking(move || decode_checked(&frames, file, length));
+        match decode.await.map_err(|error| RepositoryError::damaged(&place.key, error))? {
+            Ok(Some(page)) => {
+                check_page(place, &page)?;
+                return Ok((header, size));
+            }
+            Ok(None) => {}
+            Err(Undecoded::Stored(what)) => return Err(RepositoryError::damaged(&place.key, what)),
+            Err(Undecoded::Sink(error)) => return Err(RepositoryError::Sink(error)),
+        }
+    }
+    let mut file = file.try_clone().map_err(RepositoryError::Sink)?;
+    let (stored_in, stored_out) = mpsc::channel(1);
     let decode = tokio::task::spawn_blocking(move || {
         decode(StoredPieces::new(stored_out), &mut |plain| file.write_all(plain).map_err(Undecoded::Sink), length)
     });
@@ -108,6 +126,41 @@ pub(super) async fn read_wal_to_file(
     let (_, size) = downloaded?;
     check_content(place, &header, decoded)?;
     Ok((header, size))
+}
+
+/// Decompresses frames that prove their content into a file and returns the first page's header; `None`, with nothing
+/// written, when they do not prove it.
+fn decode_checked(stored: &[u8], mut file: File, length: u64) -> Result<Option<Vec<u8>>, Undecoded> {
+    let limit = usize::try_from(FRAME_PLAIN).unwrap_or(1 << 20);
+    let Some(frames) = checked_frames(stored, limit) else { return Ok(None) };
+    let found: u64 = frames.iter().map(|frame| frame.plain_len as u64).sum();
+    if found != length {
+        return Err(Undecoded::Stored(format!("{found} bytes of content in place of {length}")));
+    }
+    let failed = |error: DecompressError| Undecoded::Stored(error.to_string());
+    let mut decompressor = Decompressor::new().map_err(failed)?;
+    let mut buffer = vec![0; frames.iter().map(|frame| frame.plain_len).max().unwrap_or_default()];
+    let mut page = Vec::new();
+    for CheckedFrame { stored: range, plain_len } in frames {
+        let stored = stored.get(range).unwrap_or_default();
+        let plain = buffer.get_mut(..plain_len).unwrap_or_default();
+        decompressor.decompress_to(stored, plain).map_err(failed)?;
+        if page.is_empty() {
+            page.extend_from_slice(plain.get(..LONG_HEADER).unwrap_or(plain));
+        }
+        file.write_all(plain).map_err(Undecoded::Sink)?;
+    }
+    Ok(Some(page))
+}
+
+/// The first page must be this segment's.
+fn check_page(place: &WalPlace, page: &[u8]) -> RepositoryResult<()> {
+    let page = read_segment_header(page).map_err(|error| RepositoryError::damaged(&place.key, error))?;
+    if page.page_address == place.start && page.system_identifier == place.system_identifier {
+        return Ok(());
+    }
+    let (address, system) = (page.page_address, page.system_identifier);
+    Err(RepositoryError::damaged(&place.key, format!("its first page is {address} of system {system}")))
 }
 
 fn check_content(place: &WalPlace, header: &WalHeader, decoded: Result<Sha256, Undecoded>) -> RepositoryResult<()> {

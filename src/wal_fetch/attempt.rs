@@ -164,7 +164,7 @@ async fn fetch_whole(
         return serve_local(request, found, size, wanted.cut).map(|()| true);
     }
     let mut destination = Destination::open(&request.destination, &request.asker)?;
-    match lineage.fetch_segment_to_file(wanted.segment, destination.writer()?).await {
+    match lineage.fetch_segment_to_file(wanted.segment, destination.file()).await {
         Ok(_) => {
             destination.cut(wanted.cut)?;
             destination.publish()?;

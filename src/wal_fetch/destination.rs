@@ -57,14 +57,9 @@ impl Destination {
         Ok(Self { file, temporary, path: path.to_owned(), asker: asker.clone(), published: false })
     }
 
-    /// The file, for somebody else to write at offsets.
+    /// The file, empty at first, for somebody else to fill.
     pub(super) fn file(&mut self) -> &mut File {
         &mut self.file
-    }
-
-    /// The file, for somebody else to write into from its start.
-    pub(super) fn writer(&self) -> Result<File, Trouble> {
-        self.file.try_clone().map_err(|source| self.trouble(source))
     }
 
     pub(super) fn trouble(&self, source: io::Error) -> Trouble {

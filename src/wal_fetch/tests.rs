@@ -1,6 +1,5 @@
 use std::fs;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,8 @@ use tempfile::TempDir;
 use wal::{Lsn, PgTime, SegmentName, SegmentNumber, SegmentSize, SystemIdentifier, TimelineId, XactIndex};
 
 use super::{
-    Asker, FetchLimits, FetchOutcome, FetchRequest, LocalSegment, LocalSource, NoLocalSource, is_standby, lineage_of, run,
+    Asker, FetchLimits, FetchOutcome, FetchRequest, LocalSegment, LocalSource, NoLocalSource, is_standby, lineage_of,
+    run,
 };
 use crate::clock::SystemClock;
 use crate::error::ErrorCode;
@@ -406,7 +406,7 @@ async fn who_was_forgotten_puts_nothing_where_the_next_server_waits() {
     // Nor does it touch what the next one is writing.
     let theirs = fs::File::create(fixture.dir.path().join("pg_wal/.RECOVERYXLOG.pgvault")).unwrap();
     theirs.lock().unwrap();
-    std::io::Write::write_all(&mut &theirs, b"theirs").unwrap();
+    io::Write::write_all(&mut &theirs, b"theirs").unwrap();
     assert_eq!(fixture.fetch(&request).await.exit_code(), 255);
     assert_eq!(fs::read(fixture.dir.path().join("pg_wal/.RECOVERYXLOG.pgvault")).unwrap(), b"theirs");
     write(1);

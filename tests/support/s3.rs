@@ -17,9 +17,11 @@ use super::pg::servers_dir;
 
 /// The bucket that every test uses, each below a prefix of its own.
 pub const BUCKET: &str = "test";
-/// The only identity of the server.
+/// The identity that may do everything.
 pub const ACCESS_KEY: &str = "k";
 pub const SECRET_KEY: &str = "s";
+/// Another identity, which may read and list: access key and secret key.
+pub const READER: [&str; 2] = ["r", "rs"];
 
 /// A running server.
 #[derive(Debug)]
@@ -65,7 +67,8 @@ impl S3Server {
         let dir = tempfile::Builder::new().prefix("pgvault-s3-").tempdir().unwrap().keep();
         let port = free_ports();
         let config = format!(
-            r#"{{"identities":[{{"name":"t","credentials":[{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}}],"actions":["Admin","Read","List","Tagging","Write"]}}]}}"#
+            r#"{{"identities":[{{"name":"t","credentials":[{{"accessKey":"{ACCESS_KEY}","secretKey":"{SECRET_KEY}"}}],"actions":["Admin","Read","List","Tagging","Write"]}},{{"name":"r","credentials":[{{"accessKey":"{}","secretKey":"{}"}}],"actions":["Read","List"]}}]}}"#,
+            READER[0], READER[1]
         );
         fs::write(dir.join("s3.json"), config).unwrap();
         let key_files = [(ACCESS_KEY, "access"), (SECRET_KEY, "secret")].map(|(key, name)| {

@@ -151,6 +151,14 @@ impl Scene {
         self.oracle(&self.ledger, &self.path().join("reference"), TimelineId::FIRST)
     }
 
+    /// What really happened up to `end`, where pgvault may not have stored it.
+    pub fn oracle_so_far(&mut self, end: Lsn) -> Oracle {
+        let reference = self.reference.take().unwrap();
+        reference.wait_for(&self.node, end);
+        reference.stop();
+        self.oracle(&self.ledger, &self.path().join("reference"), TimelineId::FIRST)
+    }
+
     /// What really happened, by another ledger's notes and another reference.
     pub fn oracle(&self, ledger: &Ledger, reference: &Path, timeline: TimelineId) -> Oracle {
         let size = SegmentSize::new(self.setting.segment_size).unwrap();
