@@ -148,7 +148,9 @@ class Bench:
         server = subprocess.Popen([*into, *user_args([self.bin / "postgres", "-D", node.data])], env={**os.environ, **env},
                                   stdout=open(log, "w"), stderr=subprocess.STDOUT)
         try:
-            wait_until("the end of the replay", lambda: "recovery stopping" in log.read_text(), limit=600, every=0.2, alive=server)
+            wait_until("the end of the replay", lambda: "recovery stopping" in log.read_text() or server.poll() is not None, limit=600, every=0.2)
+            if server.poll() is not None:
+                sys.exit(f"the server ended:\n{log.read_text()[-3000:]}")
             fetching = self.cpu_of_fetching(group, server.pid) if counted else None
             seconds = self.moment(log, "recovery stopping") - self.moment(log, "redo starts at")
         finally:
@@ -222,9 +224,9 @@ def main():
         slots = ["directory", "s3"]
         target, wal_bytes = write_wal(primary, [f"replay_{slot}" for slot in slots], args.megabytes)
         print(f"{wal_bytes / 2**20:.0f} MiB of WAL up to {target}", file=sys.stderr, flush=True)
-        last = primary.sql("SELECT pg_walfile_name(pg_current_wal_lsn())")
+        last = primary.sql(f"SELECT pg_walfile_name('{target}')")
         names = sorted(path.name for path in (primary.data / "pg_wal").iterdir() if re.fullmatch("[0-9A-F]{24}", path.name))
-        wal = [primary.data / "pg_wal" / name for name in names if name < last]
+        wal = [primary.data / "pg_wal" / name for name in names if name <= last]
         env = {**S3_ENV, "AWS_CA_BUNDLE": f"{s3.folder}/ca.pem"}
         rows = []
 
