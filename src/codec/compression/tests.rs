@@ -6,7 +6,8 @@ use proptest::prelude::any;
 use proptest::{prop_assert, prop_assert_eq, proptest};
 
 use super::{
-    Compression, Compressor, DecompressError, Decompressor, FrameReader, compress_frame, decompress, decompress_bounded,
+    Compression, Compressor, DecompressError, Decompressor, FrameReader, checked_frames, compress_frame, decompress,
+    decompress_bounded,
 };
 use crate::codec::envelope;
 

@@ -206,7 +206,7 @@ async fn a_tail_is_served_as_it_is_when_asked_for() {
                 scene.segment(1, number).await.unwrap();
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
-            assert_eq!(scene.ahead(), [String::new(); 0], "it is not fetched ahead");
+            assert!(scene.ahead().is_empty(), "it is not fetched ahead");
             scene.fixture.put_tail(1, 4, 9000).await;
             let bytes = scene.segment(1, 4).await.unwrap();
             assert_eq!(bytes[..9000], segment(1, 4)[..9000], "what came meanwhile is in it");
@@ -274,7 +274,7 @@ async fn on_a_full_disk_nothing_is_fetched_ahead() {
         .with(RECOVERY, PrefetchLimits { reserve_bytes: u64::MAX, ..limits() }, async || {
             for number in 1..=6 {
                 assert_eq!(scene.segment(1, number).await.unwrap(), segment(1, number));
-                assert_eq!(scene.ahead(), [String::new(); 0]);
+                assert!(scene.ahead().is_empty());
             }
         })
         .await;
@@ -297,7 +297,7 @@ async fn what_a_killed_prefetcher_left_is_never_handed_out() {
     scene
         .with(RECOVERY, limits(), async || {
             assert!(!beside.exists());
-            assert_eq!(scene.ahead(), [String::new(); 0]);
+            assert!(scene.ahead().is_empty());
             for number in 1..=3 {
                 assert_eq!(scene.segment(1, number).await.unwrap(), segment(1, number));
             }
