@@ -129,9 +129,7 @@ fn whoever_dies_at_whatever_point_the_recovery_is_exact() {
         }
         wait_promoted(&node);
         exact(&node, &oracle, &end);
-        wait_until("nothing is left", || {
-            !folder(&node).exists() || processes(&[node.data.to_str().unwrap()]).is_empty()
-        });
+        wait_until("no prefetcher is left", || processes(&["wal prefetch", node.data.to_str().unwrap()]).is_empty());
         scene.forget(node);
     }
 }
@@ -275,7 +273,12 @@ fn a_server_that_is_told_to_stop_while_it_waits_for_the_store_stops() {
         .output()
         .unwrap();
     assert!(started.status.success());
-    wait_until("a command waits", || !processes(&["wal fetch", it.scene.path().to_str().unwrap()]).is_empty());
+    let first_log = || fs::read_to_string(node.data.with_extension("first.log")).unwrap_or_default();
+    let deadline = Instant::now() + LIMIT;
+    while processes(&["wal fetch", it.scene.path().to_str().unwrap()]).is_empty() {
+        assert!(Instant::now() < deadline, "no command waits:\n{}", first_log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let told = Instant::now();
     assert!(node.stop("fast", Duration::from_secs(60)), "it did not stop");
     println!("stopped after {:?}", told.elapsed());
