@@ -266,7 +266,12 @@ fn a_server_that_is_told_to_stop_while_it_waits_for_the_store_stops() {
     let end = it.scene.latest();
     let mut node = it.recover(&["--latest"]);
     it.begin();
-    let started = as_server_user(bin_dir(15).join("pg_ctl"))
+    let mut start = as_server_user(bin_dir(15).join("pg_ctl"));
+    // As `PgNode::start`: a restore_command must not see what the tests' own environment sets for pgvault.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PGVAULT_")) {
+        start.env_remove(name);
+    }
+    let started = start
         .arg("-D")
         .arg(&node.data)
         .args(["start", "-W", "-l", node.data.with_extension("first.log").to_str().unwrap()])
