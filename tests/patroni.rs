@@ -1,18 +1,17 @@
 //! Does pgvault follow a cluster under Patroni, with either owner of the slot, and lose nothing? Run by `make integration`.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use wal::Lsn;
 
 use crate::support::follow_timer::FollowTimer;
 use crate::support::ledger::{Ledger, Load};
-use crate::support::oracle::{acknowledged_and_missing, compare};
 use crate::support::page::snippet;
 use crate::support::patroni::PatroniCluster;
-use crate::support::pg::{PgNode, give_to_server_user, test_dir};
+use crate::support::pg::{PgNode, test_dir};
 use crate::support::pgvault::Pgvault;
-use crate::support::restored::wait_promoted;
-use crate::support::scene::{LIMIT, wait_stored};
+use crate::support::scene::LIMIT;
+use crate::support::survivor::nothing_is_lost;
 
 const PAGE: &str = "docs/INTEGRATIONS.md";
 const MAJOR: u32 = 17;
@@ -87,38 +86,12 @@ impl Setup {
         });
     }
 
-    /// Ends the load, restores to the end, and compares with the surviving primary. Whether every acknowledged commit must be
-    /// there is up to PostgreSQL: with synchronous replication it is.
     fn nothing_is_lost(self, all_survive: bool) {
         let leader = self.cluster.leader().unwrap();
         let leader = &self.cluster.member(&leader).node;
         self.load.stop();
-        wait_stored(&self.pgvault, leader);
-        let (code, window) = self.pgvault.json(&["window", "main"]);
-        assert_eq!(code, 0, "{window}");
-        assert_eq!(window["gaps"].as_array().map(Vec::len), Some(0), "contiguity is proven: {window}");
-        let mut restored = PgNode::at(self.dir.path(), "restored", MAJOR);
-        self.pgvault.ok(["recover", "main", "--latest", "--to", restored.data.to_str().unwrap()]);
-        let data = restored.data.to_str().unwrap().to_owned();
-        let files = [("hba_file", format!("{data}/pg_hba.conf")), ("ident_file", format!("{data}/pg_ident.conf"))];
-        // Not less than the primary's, or recovery refuses to begin.
-        let senders = [("max_wal_senders", "20"), ("max_replication_slots", "20")];
-        let settings = files.iter().map(|(name, file)| (*name, file.as_str())).chain(senders);
-        restored.configure(&settings.collect::<Vec<_>>());
-        give_to_server_user(&restored.data.join("postgresql.conf"));
-        restored.start();
-        wait_promoted(&restored);
-        let verdict = compare(&restored, leader);
-        assert!(verdict.is_exact(), "{verdict}\n{}", restored.log());
-        let lost = acknowledged_and_missing(&self.ledger, &restored);
-        assert!(!all_survive || lost.is_empty(), "acknowledged by a synchronous cluster, and not there: {lost:?}");
-        println!(
-            "{} commits acknowledged, {} rows restored, {} lost by asynchronous failover; {:.0} s in all",
-            self.ledger.attempts().iter().filter(|attempt| attempt.acknowledged.is_some()).count(),
-            verdict.found,
-            lost.len(),
-            self.began.elapsed().as_secs_f64()
-        );
+        nothing_is_lost(&self.pgvault, &self.ledger, leader, self.dir.path(), all_survive);
+        println!("{:.0} s in all", self.began.elapsed().as_secs_f64());
     }
 }
 
@@ -136,8 +109,13 @@ fn patroni_urls_find_members_and_leaders_and_pgvault_owns_the_slots() {
         cluster.switchover(&to);
     });
     setup.slots_follow();
-    setup.change_of_leader("kill -9 of the leader's PostgreSQL", |cluster, before| cluster.kill_postgres(before));
+    let mut killed = String::new();
+    setup.change_of_leader("kill -9 of the leader's whole node", |cluster, before| {
+        killed = before.to_owned();
+        cluster.kill(before);
+    });
     // The killed one comes back as a standby, rewound by Patroni, and gets its slot again.
+    setup.cluster.revive(&killed);
     setup.slots_follow();
     let (_, checks) = setup.pgvault.json(&["check", "main"]);
     let slot =
@@ -160,14 +138,7 @@ fn with_several_hosts_alone_and_slots_that_patroni_owns() {
         cluster.switchover(&to);
     });
     setup.slots_follow();
-    let mut killed = String::new();
-    setup.change_of_leader("kill -9 of the leader's whole node", |cluster, before| {
-        killed = before.to_owned();
-        cluster.kill(before);
-    });
-    setup.cluster.revive(&killed);
+    setup.change_of_leader("kill -9 of the leader's PostgreSQL", |cluster, before| cluster.kill_postgres(before));
     setup.slots_follow();
-    // Let the load run on a little after everything has settled.
-    std::thread::sleep(Duration::from_secs(1));
     setup.nothing_is_lost(false);
 }

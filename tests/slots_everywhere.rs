@@ -1,5 +1,8 @@
 //! Does every member keep the WAL that pgvault does not hold yet, and no more?
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -116,4 +119,78 @@ fn the_slots_of_an_ha_manager_are_never_touched() {
     std::thread::sleep(Duration::from_secs(7));
     assert_eq!(restart(&setup.standbys[0], "pgvault"), kept);
     assert_eq!(restart(&setup.standbys[1], "pgvault"), None);
+}
+
+/// Answers `/cluster` and `/config` as Patroni does; the contents can be changed. Its address.
+fn fake_patroni(cluster: &Arc<Mutex<String>>, config: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let cluster = Arc::clone(cluster);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            // A client that goes away is its own business.
+            let Ok(count) = stream.read(&mut request) else { continue };
+            let asked = String::from_utf8_lossy(&request[..count]).into_owned();
+            let body = if asked.starts_with("GET /cluster ") {
+                cluster.lock().unwrap().clone()
+            } else {
+                assert!(asked.starts_with("GET /config "), "{asked}");
+                config.to_owned()
+            };
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+            drop(stream.write_all(answer.as_bytes()));
+        }
+    });
+    format!("http://{address}")
+}
+
+#[test]
+fn members_that_only_patroni_names_are_kept_too_and_a_disagreement_is_told() {
+    let setup = setup("");
+    let members = |leader: usize| {
+        let member = |(index, node): (usize, &PgNode)| {
+            let role = if index == leader { "leader" } else { "replica" };
+            format!(
+                "{{\"name\":\"pg{}\",\"role\":\"{role}\",\"state\":\"running\",\"host\":\"127.0.0.1\",\"port\":{},\"timeline\":1}}",
+                index + 1,
+                node.port
+            )
+        };
+        format!("{{\"members\":[{}]}}", setup.nodes().enumerate().map(member).collect::<Vec<_>>().join(","))
+    };
+    let told = Arc::new(Mutex::new(members(0)));
+    let url = fake_patroni(&told, "{\"ignore_slots\":[{\"name\":\"pgvault\",\"type\":\"physical\"}]}");
+    // A member that does not answer is passed over.
+    setup.pgvault.config_for(&setup.primary, &format!("patroni_urls = [\"http://127.0.0.1:1\", \"{url}\"]\n"));
+    let patroni = |expected: &str| {
+        let (_, checks) = setup.pgvault.json(&["check"]);
+        let checks = checks["clusters"][0]["checks"].as_array().unwrap().clone();
+        checks.into_iter().any(|check| check["name"] == "patroni" && check["status"] == expected)
+    };
+    let daemon = setup.pgvault.serve();
+    setup.pgvault.wait_streaming();
+    let all_have = || setup.nodes().all(|node| restart(node, "pgvault").is_some());
+    setup.pgvault.wait("a slot on every member", LIMIT, all_have);
+    setup.pgvault.wait("all agree", LIMIT, || patroni("ok"));
+    let status = setup.pgvault.json(&["status"]).1;
+    assert_eq!(status["clusters"][0]["slots"].as_array().unwrap().len(), 3, "{status}");
+
+    // Patroni's word alone moves nothing: the one that it calls the leader is a standby.
+    *told.lock().unwrap() = members(1);
+    setup.pgvault.wait("the disagreement is told", LIMIT, || patroni("warn"));
+    let status = setup.pgvault.json(&["status"]).1;
+    assert_eq!(status["clusters"][0]["primary"]["port"], setup.primary.port, "{status}");
+    daemon.stop();
+
+    // The commands know all members as well.
+    let (code, dropped) = setup.pgvault.json(&["slot", "drop", "--yes"]);
+    assert_eq!((code, dropped["members"].as_array().map(Vec::len)), (0, Some(3)), "{dropped}");
+    assert!(setup.nodes().all(|node| restart(node, "pgvault").is_none()));
+    assert_eq!(setup.pgvault.json(&["slot", "drop", "--yes"]).0, 6);
+    let (code, created) = setup.pgvault.json(&["slot", "create"]);
+    assert_eq!((code, &created["done"]), (0, &"created".into()), "{created}");
+    assert!(all_have());
+    assert_eq!(setup.pgvault.json(&["slot", "create"]).0, 7);
 }

@@ -34,6 +34,7 @@ mod receive;
 mod recover_branches;
 mod recovery_point;
 mod refusals;
+mod repmgr;
 mod restore_files;
 mod s3_misbehaves;
 mod server_trouble;

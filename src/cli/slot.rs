@@ -7,11 +7,11 @@ use super::args::OfCluster;
 use super::context::Context;
 use super::output::bytes;
 use super::source;
-use crate::config::{ClusterConfig, Config};
+use crate::config::ClusterConfig;
 use crate::daemon::open;
 use crate::daemon::view::Member;
 use crate::error::{Error, ErrorCode, Result};
-use crate::primary::{ReplicationConnection, SlotName, sql};
+use crate::primary::{ConnectOptions, Host, PgError, ReplicationConnection, SlotName};
 
 fn configured(cluster: &ClusterConfig) -> Result<SlotName> {
     open::slot_name(cluster)?.ok_or_else(|| {
@@ -67,23 +67,55 @@ fn describe(member: &Member, name: &SlotName) -> Value {
     })
 }
 
-/// Creates the slot, with WAL kept from now on.
+/// What became of the slot on one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    Created,
+    Exists,
+    Dropped,
+    Missing,
+}
+
+impl Done {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Exists => "exists",
+            Self::Dropped => "dropped",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// Creates the slot on every member where it is missing, with WAL kept from now on.
 pub(super) async fn create(context: &Context, of: &OfCluster) -> Ended {
     let config = context.config()?;
     let cluster = context.cluster(&config, of)?;
     let name = configured(&cluster)?;
-    let doing = format!("cannot create slot \"{name}\" of {}", cluster.name);
-    if let Some((host, true)) = on_server(&config, &cluster, &name).await? {
-        return Err(Error::new(ErrorCode::Refused, format!("slot \"{name}\" exists on {host}"))
+    let places = source::members(context, &config, &cluster).await?.0.places();
+    let mut outcomes = Vec::new();
+    for (host, options) in places {
+        outcomes.push((host, create_on(&options, &name).await));
+    }
+    if outcomes.iter().all(|(_, outcome)| matches!(outcome, Ok(Done::Exists))) {
+        let hosts: Vec<String> = outcomes.iter().map(|(host, _)| host.to_string()).collect();
+        return Err(Error::new(ErrorCode::Refused, format!("slot \"{name}\" exists on {}", hosts.join(", ")))
             .because("nothing was changed")
             .help("see how it is: pgvault slot show"));
     }
-    let mut connection = connect(&config, &cluster, &doing).await?;
-    connection.create_physical_slot(&name).await.map_err(|error| error.explain(doing))?;
-    told(context, &cluster, &name, "created", "created; it keeps WAL from now on")
+    let doing = format!("cannot create slot \"{name}\" of {}", cluster.name);
+    told(context, &cluster, &name, Done::Created, &doing, outcomes)
 }
 
-/// Drops the slot: the primary forgets how far pgvault is.
+async fn create_on(options: &ConnectOptions, name: &SlotName) -> std::result::Result<Done, PgError> {
+    match ReplicationConnection::connect(options).await?.create_physical_slot(name).await {
+        Ok(()) => Ok(Done::Created),
+        Err(error) if error.is_duplicate_slot() => Ok(Done::Exists),
+        Err(error) => Err(error),
+    }
+}
+
+/// Drops the slot on every member that has it: they forget how far pgvault is.
 pub(super) async fn drop(context: &Context, of: &OfCluster) -> Ended {
     let config = context.config()?;
     let cluster = context.cluster(&config, of)?;
@@ -94,33 +126,70 @@ pub(super) async fn drop(context: &Context, of: &OfCluster) -> Ended {
         return Err(Error::new(ErrorCode::Refused, "the daemon is running and would make the slot anew")
             .help("stop it first: systemctl stop pgvault"));
     }
+    let places = source::members(context, &config, &cluster).await?.0.places();
+    let mut outcomes = Vec::new();
+    for (host, options) in places {
+        outcomes.push((host, drop_on(&options, &name).await));
+    }
+    if outcomes.iter().all(|(_, outcome)| matches!(outcome, Ok(Done::Missing))) {
+        let hosts: Vec<String> = outcomes.iter().map(|(host, _)| host.to_string()).collect();
+        return Err(Error::new(ErrorCode::NotFound, format!("there is no slot \"{name}\" on {}", hosts.join(", "))));
+    }
     let doing = format!("cannot drop slot \"{name}\" of {}", cluster.name);
-    // Looked at first: to drop a slot that is not there is "not found", whatever the server says to it.
-    if let Some((host, false)) = on_server(&config, &cluster, &name).await? {
-        return Err(Error::new(ErrorCode::NotFound, format!("there is no slot \"{name}\" on {host}")));
-    }
-    let mut connection = connect(&config, &cluster, &doing).await?;
-    connection.drop_slot(&name).await.map_err(|error| error.explain(doing))?;
-    told(context, &cluster, &name, "dropped", "dropped")
+    told(context, &cluster, &name, Done::Dropped, &doing, outcomes)
 }
 
-fn told(context: &Context, cluster: &ClusterConfig, name: &SlotName, done: &str, text: &str) -> Ended {
-    if context.output.json {
-        let document = json!({ "type": "result", "cluster": cluster.name, "slot": name.as_str(), "done": done });
+async fn drop_on(options: &ConnectOptions, name: &SlotName) -> std::result::Result<Done, PgError> {
+    match ReplicationConnection::connect(options).await?.drop_slot(name).await {
+        Ok(()) => Ok(Done::Dropped),
+        Err(error) if error.is_missing_slot() => Ok(Done::Missing),
+        Err(error) => Err(error),
+    }
+}
+
+type Outcome = (Host, std::result::Result<Done, PgError>);
+
+/// Tells what was done where. A member on which it failed is an error, after the others have been told.
+fn told(
+    context: &Context,
+    cluster: &ClusterConfig,
+    name: &SlotName,
+    done: Done,
+    doing: &str,
+    outcomes: Vec<Outcome>,
+) -> Ended {
+    let members: Vec<Value> = outcomes
+        .iter()
+        .map(|(host, outcome)| {
+            json!({
+                "host": host.to_string(),
+                "done": outcome.as_ref().map(|done| done.as_str()).ok(),
+                "error": outcome.as_ref().err().map(ToString::to_string),
+            })
+        })
+        .collect();
+    let failure = outcomes
+        .iter()
+        .position(|(_, outcome)| outcome.is_err())
+        .and_then(|index| outcomes.get(index).map(|(host, _)| format!("{doing} on {host}")));
+    if context.output.json && failure.is_none() {
+        let document = json!({
+            "type": "result", "cluster": cluster.name, "slot": name.as_str(), "done": done.as_str(), "members": members,
+        });
         context.output.document(&document);
-    } else {
-        context.output.text(&format!("slot \"{name}\" {text}"));
+    } else if !context.output.json {
+        for (host, done) in outcomes.iter().filter_map(|(host, outcome)| Some((host, outcome.as_ref().ok()?))) {
+            let text = match done {
+                Done::Created => "created; it keeps WAL from now on",
+                Done::Exists => "exists already",
+                Done::Dropped => "dropped",
+                Done::Missing => "was not there",
+            };
+            context.output.text(&format!("slot \"{name}\" on {host} {text}"));
+        }
     }
-    Ok(0)
-}
-
-/// The server and whether the slot is there; `None` when it cannot be seen, as without the right to run queries.
-async fn on_server(config: &Config, cluster: &ClusterConfig, name: &SlotName) -> Result<Option<(String, bool)>> {
-    let Ok(session) = sql::connect(&open::connect_options(config, cluster)?).await else { return Ok(None) };
-    let Ok(Some(slots)) = session.slots().await else { return Ok(None) };
-    Ok(Some((session.host().to_string(), slots.iter().any(|row| row.name == name.as_str()))))
-}
-
-async fn connect(config: &Config, cluster: &ClusterConfig, doing: &str) -> Result<ReplicationConnection> {
-    ReplicationConnection::connect(&open::connect_options(config, cluster)?).await.map_err(|error| error.explain(doing))
+    match outcomes.into_iter().find_map(|(_, outcome)| outcome.err()).zip(failure) {
+        Some((error, doing)) => Err(error.explain(doing)),
+        None => Ok(0),
+    }
 }

@@ -47,8 +47,8 @@ impl Members {
         options.conninfo.hosts().iter().map(|host| blank(options, host)).collect()
     }
 
-    /// The hosts of the conninfo, then those that only the HA manager names; each with options of its own.
-    fn hosts(&self) -> Vec<(Host, ConnectOptions)> {
+    /// The hosts of the conninfo, then those that only the HA manager names; each with options for it alone.
+    pub fn places(&self) -> Vec<(Host, ConnectOptions)> {
         let known = self.topology.as_ref().map(|topology| topology.borrow().clone()).unwrap_or_default();
         let all = self.options.conninfo.clone().with_more_hosts(known.hosts());
         let alone = |host: &Host| {
@@ -62,7 +62,7 @@ impl Members {
     ///
     /// Dropping the future forgets the sessions that were in use; the next round connects anew.
     pub async fn ask(&mut self) -> Vec<Member> {
-        let hosts = self.hosts();
+        let hosts = self.places();
         let asked = hosts.iter().map(|(host, options)| {
             let clock = Arc::clone(&self.clock);
             let session = self.sessions.remove(host).filter(SqlSession::is_open);
@@ -88,7 +88,7 @@ impl Members {
     ///
     /// With one member there is nothing to do: its slot is the receiver's.
     pub(super) async fn keep_slots(&mut self, wal: &WalStatus) -> Vec<KeptSlot> {
-        let hosts = self.hosts();
+        let hosts = self.places();
         let Some(keeper) = self.keeper.as_mut().filter(|_| hosts.len() > 1) else { return Vec::new() };
         let mut kept = Vec::new();
         for (host, options) in &hosts {

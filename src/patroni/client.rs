@@ -126,3 +126,51 @@ async fn ask<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What comes of a server that answers with these bytes and closes.
+    async fn answered(bytes: Vec<u8>) -> Result<Bytes, ClientError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = PatroniUrl::parse(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        let server = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut request = [0; 1024];
+            let count = socket.read(&mut request).await.unwrap();
+            assert!(request[..count].starts_with(b"GET /cluster HTTP/1.1\r\n"));
+            // A client that has heard enough goes away.
+            drop(socket.write_all(&bytes).await);
+        });
+        let client = Client::new(std::slice::from_ref(&url)).unwrap();
+        let result = client.get(&url, "/cluster").await;
+        server.await.unwrap();
+        result
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_read_whole_and_anything_else_is_an_error() {
+        let ok = answered(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}".to_vec()).await.unwrap();
+        assert_eq!(&ok[..], b"{}");
+        let until_closed = answered(b"HTTP/1.0 200 OK\r\n\r\n{\"a\": 1}".to_vec()).await.unwrap();
+        assert_eq!(&until_closed[..], b"{\"a\": 1}");
+        let refused = answered(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n".to_vec()).await;
+        assert!(matches!(refused, Err(ClientError::Status(503))), "{refused:?}");
+        let huge = [b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), vec![b' '; MAX_ANSWER + 1]].concat();
+        for bytes in [huge, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}".to_vec(), b"\0\0\0".to_vec(), Vec::new()] {
+            let result = answered(bytes).await;
+            assert!(matches!(result, Err(ClientError::Http(_))), "{result:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_an_error() {
+        let url = PatroniUrl::parse("http://127.0.0.1:1").unwrap();
+        let result = Client::new(std::slice::from_ref(&url)).unwrap().get(&url, "/cluster").await;
+        assert!(matches!(result, Err(ClientError::Connect(_))), "{result:?}");
+    }
+}

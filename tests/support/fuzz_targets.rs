@@ -39,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "pg_manifest", run: recovery::pg_manifest::fuzz_pg_manifest, corpus: pg_manifests },
     Target { name: "file_table", run: pgvault::repository::file_table::fuzz_part, corpus: file_tables },
     Target { name: "manifest", run: pgvault::repository::manifest::fuzz_manifest, corpus: manifests },
+    Target { name: "patroni", run: patroni, corpus: patroni_answers },
     Target { name: "pack_toc", run: pgvault::repository::pack::fuzz_toc, corpus: pack_tocs },
     Target { name: "incremental_file", run: pgvault::backup::fuzz_incremental, corpus: incremental_files },
 ];
@@ -47,6 +48,24 @@ pub const TARGETS: &[Target] = &[
 pub fn run(name: &str, bytes: &[u8]) {
     let target = TARGETS.iter().find(|target| target.name == name).expect("a target of this name");
     (target.run)(bytes);
+}
+
+/// What Patroni's REST API answers.
+pub fn patroni(bytes: &[u8]) {
+    if let Ok(topology) = pgvault::patroni::read(bytes) {
+        let named = topology.members.iter().map(|member| member.slot_name());
+        assert!(named.into_iter().all(|slot| slot.len() <= 63));
+    }
+    if let Ok(rules) = pgvault::patroni::read_slot_rules(bytes) {
+        rules.owner_of("pgvault");
+    }
+}
+
+fn patroni_answers() -> Vec<Vec<u8>> {
+    let cluster = r#"{"members":[{"name":"pg-1","role":"leader","state":"running","host":"127.0.0.1","port":5432,"timeline":2},
+        {"name":"pg2","role":"replica","state":"streaming","host":"::1","port":5433,"lag":0}],"pause":true,"scope":"main"}"#;
+    let config = r#"{"ttl":20,"slots":{"pgvault":{"type":"physical"}},"ignore_slots":[{"name":"pgvault","type":"physical"}]}"#;
+    vec![cluster.into(), config.into()]
 }
 
 /// Segments that are as small as PostgreSQL allows.
