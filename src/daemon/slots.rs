@@ -86,7 +86,7 @@ impl SlotKeeper {
         };
         let mut act = decide(ours, &seen, None);
         if act == Act::AskBranch {
-            let met = contact(member.options).await?;
+            let met = contact(&to_watch(member.options)).await?;
             if Some(met.system_identifier) != wal.system_identifier {
                 return Err(PgError::Protocol(format!(
                     "system identifier {} is another cluster's",
@@ -125,6 +125,13 @@ pub struct Member<'a> {
     pub(super) options: &'a ConnectOptions,
     /// A session with it.
     pub(super) session: &'a SqlSession,
+}
+
+/// Another name than the stream's: nobody is to take a connection that only asks for a synchronous standby.
+fn to_watch(options: &ConnectOptions) -> ConnectOptions {
+    let name = options.conninfo.application_name().unwrap_or(&options.application_name);
+    let conninfo = options.conninfo.clone().with_application_name(format!("{name}_watch"));
+    ConnectOptions { conninfo, ..options.clone() }
 }
 
 /// What we hold; `None` before anything was received: then nothing is known of which WAL is needed.
