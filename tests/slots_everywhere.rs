@@ -139,7 +139,8 @@ fn fake_patroni(cluster: &Arc<Mutex<String>>, config: &'static str) -> String {
                 assert!(asked.starts_with("GET /config "), "{asked}");
                 config.to_owned()
             };
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+            let answer =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
             drop(stream.write_all(answer.as_bytes()));
         }
     });

@@ -161,7 +161,8 @@ mod tests {
         let refused = answered(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n".to_vec()).await;
         assert!(matches!(refused, Err(ClientError::Status(503))), "{refused:?}");
         let huge = [b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), vec![b' '; MAX_ANSWER + 1]].concat();
-        for bytes in [huge, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}".to_vec(), b"\0\0\0".to_vec(), Vec::new()] {
+        for bytes in [huge, b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}".to_vec(), b"\0\0\0".to_vec(), Vec::new()]
+        {
             let result = answered(bytes).await;
             assert!(matches!(result, Err(ClientError::Http(_))), "{result:?}");
         }

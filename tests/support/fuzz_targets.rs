@@ -64,7 +64,8 @@ pub fn patroni(bytes: &[u8]) {
 fn patroni_answers() -> Vec<Vec<u8>> {
     let cluster = r#"{"members":[{"name":"pg-1","role":"leader","state":"running","host":"127.0.0.1","port":5432,"timeline":2},
         {"name":"pg2","role":"replica","state":"streaming","host":"::1","port":5433,"lag":0}],"pause":true,"scope":"main"}"#;
-    let config = r#"{"ttl":20,"slots":{"pgvault":{"type":"physical"}},"ignore_slots":[{"name":"pgvault","type":"physical"}]}"#;
+    let config =
+        r#"{"ttl":20,"slots":{"pgvault":{"type":"physical"}},"ignore_slots":[{"name":"pgvault","type":"physical"}]}"#;
     vec![cluster.into(), config.into()]
 }
 

@@ -52,10 +52,17 @@ impl RepmgrCluster {
 
     fn first_node(&self) {
         let node = &self.nodes[0];
-        run(as_server_user(bin().join("initdb"))
-            .arg("-D")
-            .arg(&node.data)
-            .args(["-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C", "--wal-segsize=1"]));
+        run(as_server_user(bin().join("initdb")).arg("-D").arg(&node.data).args([
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "--wal-segsize=1",
+        ]));
         // The port is given at the start: repmgr copies the files of one member to the other.
         let settings = "listen_addresses = '127.0.0.1'\nwal_level = replica\nmax_wal_senders = 20\nmax_replication_slots = 20\n\
             wal_log_hints = on\nwal_keep_size = 64MB\nshared_preload_libraries = 'repmgr'\nfsync = off\nshared_buffers = 32MB\n\
@@ -68,7 +75,8 @@ impl RepmgrCluster {
     }
 
     fn second_node(&self) {
-        let from = ["-h", "127.0.0.1", "-p", &self.nodes[0].port.to_string(), "-U", "postgres", "-d", "repmgr"].map(str::to_owned);
+        let from = ["-h", "127.0.0.1", "-p", self.nodes[0].port.to_string().as_str(), "-U", "postgres", "-d", "repmgr"]
+            .map(str::to_owned);
         let clone = from.iter().map(String::as_str).chain(["standby", "clone", "--fast-checkpoint"]);
         self.repmgr(1, &clone.collect::<Vec<_>>());
         self.pg_ctl(1, &["start"]);
