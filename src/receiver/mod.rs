@@ -35,6 +35,7 @@ use self::cadence::Cadence;
 use self::follow::{Follower, Source, elsewhere};
 use self::intake::Intake;
 use self::session::{Session, SessionEnd};
+use self::slot::{SlotFate, SlotFound, SlotUse};
 use self::trouble::{Pause, Trouble};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode};
@@ -67,6 +68,10 @@ pub(crate) struct Receiver {
     pub(crate) stored: Option<(TimelineId, Lsn)>,
     /// WAL that the server said it has no more, and how often it said so.
     pub(crate) removed: Option<Removed>,
+    /// The server would not stream from the slot.
+    pub(crate) slot_refused: bool,
+    /// What had become of the slot when it was last made anew.
+    pub(crate) slot_fate: Option<SlotMadeAnew>,
     /// A write or fsync failed: the spool is verified before anything else is taken in.
     pub(crate) suspect: bool,
     /// Who else may say which member leads.
@@ -109,6 +114,13 @@ pub(crate) struct Removed {
     times: u32,
     /// How often each member was asked for it in vain, the server that we follow included.
     asked: BTreeMap<usize, u32>,
+}
+
+/// The slot was made anew: what had become of it, and where what we held ended then.
+#[derive(Clone, Debug)]
+pub(crate) struct SlotMadeAnew {
+    fate: SlotFate,
+    held: Option<Lsn>,
 }
 
 impl Receiver {
@@ -216,7 +228,8 @@ impl Receiver {
     /// Everything before the first byte. May be dropped at any time: nothing is acknowledged before it is done.
     async fn prepare(&mut self, follower: &mut Follower) -> Result<Ready, Trouble> {
         let source = self.find_source(follower).await?;
-        let met = contact(&follower.options_for(source.member)).await?;
+        let options = follower.options_for(source.member);
+        let met = contact(&options).await?;
         let source = Source { standby: met.in_recovery || source.until.is_some(), ..source };
         self.check_identity(&met)?;
         self.compare_histories(&met)?;
@@ -224,7 +237,10 @@ impl Receiver {
         // A lender keeps what it has for a moment without any.
         let slot = self.settings.slot.clone().filter(|_| source.until.is_none());
         let kept_from = match &slot {
-            Some(name) => slot::ensure(&mut connection, name, self.settings.create_slot).await?,
+            Some(name) => {
+                let found = slot::ensure(&mut connection, &options, name, self.slot_use()).await?;
+                self.note_slot(found)
+            }
             None => None,
         };
         let gaps = self.board.read(|status| status.gaps.len());
@@ -243,7 +259,9 @@ impl Receiver {
         let history = self.spool.history(timeline)?;
         let durable = intake.durable();
         self.board.update(|status| status.followed = Some(FollowedBranch { history, durable }));
-        let stream = connection.start_replication(slot.as_ref(), start, timeline).await?;
+        let started = connection.start_replication(slot.as_ref(), start, timeline).await;
+        self.slot_refused = matches!(&started, Err(error) if error.is_invalidated_slot());
+        let stream = started?;
         self.without_since = None;
         Ok(Ready { stream, intake, timeline, start, cadence, source })
     }
@@ -439,19 +457,39 @@ impl Receiver {
             return Ok((removed.timeline, removed.start));
         }
         let at = self.clock.now();
+        let reason = self.why_removed(held.end, kept_from);
+        tracing::error!(from = %held.end, to = %start, reason, "WAL is lost: a gap is recorded");
         let gaps = TimelinePath::new(&server.history, size)
             .legs(held.end, start)
-            .map(|leg| GapRecord {
-                timeline: leg.timeline,
-                from: leg.start,
-                to: leg.end,
-                reason: "the server removed the WAL before it was received".to_owned(),
-                at,
-            })
+            .map(|leg| GapRecord { timeline: leg.timeline, from: leg.start, to: leg.end, reason: reason.clone(), at })
             .collect();
         self.gaps.record(gaps).map_err(Trouble::Own)?;
-        tracing::error!(from = %held.end, to = %start, "WAL is lost: a gap was recorded");
         Ok((timeline, start))
+    }
+
+    fn slot_use(&self) -> SlotUse {
+        SlotUse { create: self.settings.create_slot, refused: self.slot_refused }
+    }
+
+    /// Keeps in mind what had become of the slot: once it is made anew, nobody else can tell.
+    fn note_slot(&mut self, found: SlotFound) -> Option<Lsn> {
+        if let Some(fate) = found.fate {
+            self.slot_fate = Some(SlotMadeAnew { fate, held: self.held().map(|held| held.end) });
+        }
+        found.kept_from
+    }
+
+    /// Why the server has no more what follows `held`, in words for a person.
+    fn why_removed(&self, held: Lsn, kept_from: Option<Lsn>) -> String {
+        let removed = "the server removed the WAL before it was received";
+        match (&self.slot_fate, kept_from) {
+            _ if self.settings.slot.is_none() => format!("{removed}: no replication slot kept it"),
+            (Some(SlotMadeAnew { fate, held: then }), _) if *then == Some(held) => format!("{fate}, and {removed}"),
+            (_, Some(kept_from)) if kept_from > held => {
+                format!("{removed}: the replication slot was made anew and keeps WAL from {kept_from} on only")
+            }
+            _ => format!("{removed}, which the replication slot should have kept"),
+        }
     }
 
     /// What we hold without a gap: the later of spool and repository.

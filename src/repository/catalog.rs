@@ -22,7 +22,7 @@ impl LineageRepository {
     /// Reads what is stored, as one snapshot: one listing, every history, every manifest. Whatever cannot be read is an
     /// error: a catalog that silently lacks something would let retention delete what is needed.
     pub async fn catalog(&self) -> RepositoryResult<Catalog> {
-        let inventory = self.inventory().await?;
+        let inventory = self.survey().await?;
         self.catalog_of(&inventory).await
     }
 
@@ -34,8 +34,9 @@ impl LineageRepository {
             let place = WalPlace::segment(self, name)?;
             coverage.insert(WalRange { timeline: name.timeline(), start: place.start, end: place.end() });
         }
-        for &TailEnd { timeline, start, end } in &tails {
-            coverage.insert(WalRange { timeline, start, end });
+        // Also those that do not join their segment's start: what is missing then is a hole in front of them, not an end.
+        for TailName { segment, from, to } in incomplete(inventory) {
+            coverage.insert(WalRange { timeline: segment.timeline(), start: from, end: to });
         }
         let histories = self.listed_histories(inventory).await?;
         let mut catalog = Catalog {
@@ -46,6 +47,7 @@ impl LineageRepository {
             coverage,
             tails,
             histories,
+            lost: self.lost(&inventory.gaps).await?,
         };
         catalog.backups = self.committed_backups(inventory, &catalog).await?;
         Ok(catalog)
@@ -53,7 +55,7 @@ impl LineageRepository {
 
     fn tails_of_incomplete_segments(&self, inventory: &Inventory) -> RepositoryResult<Vec<TailEnd>> {
         let mut by_segment: BTreeMap<SegmentName, Vec<TailName>> = BTreeMap::new();
-        for &tail in inventory.tails.keys().filter(|tail| !inventory.segments.contains_key(&tail.segment)) {
+        for tail in incomplete(inventory) {
             by_segment.entry(tail.segment).or_default().push(tail);
         }
         let mut ends = Vec::new();
@@ -121,4 +123,9 @@ impl LineageRepository {
             Err(RepositoryError::damaged(&key, what))
         }
     }
+}
+
+/// Pieces of segments that are not stored whole.
+fn incomplete(inventory: &Inventory) -> impl Iterator<Item = TailName> + '_ {
+    inventory.tails.keys().copied().filter(|tail| !inventory.segments.contains_key(&tail.segment))
 }
