@@ -113,6 +113,8 @@ fn what_was_taken_out_is_named_by_verify_and_by_a_dry_run() {
     });
 
     // A piece in the middle of the tail: what comes behind it proves that it was there.
+    let open = tails.last().and_then(|path| path.parent());
+    let tails: Vec<_> = tails.iter().filter(|path| path.parent() == open).copied().collect();
     assert!(tails.len() >= 3, "{tails:?}");
     without(tails[1], || {
         let (code, report) = verify(&scene, &[]);
