@@ -161,7 +161,7 @@ async fn a_segment_of_another_log_does_not_follow() {
 async fn a_timeline_needs_its_history_file_and_histories_tell_one_story() {
     let storage = Arc::new(MemoryStorage::new());
     let lineage = lineage(storage.clone()).await;
-    let mut writer = log(3);
+    let writer = log(3);
     writer.store(&lineage, 3000).await;
     let fork = writer.end();
     let mut forked = writer.fork(2);
