@@ -34,9 +34,8 @@ impl LineageRepository {
             let place = WalPlace::segment(self, name)?;
             coverage.insert(WalRange { timeline: name.timeline(), start: place.start, end: place.end() });
         }
-        // Also those that do not join their segment's start: what is missing then is a hole in front of them, not an end.
-        for TailName { segment, from, to } in incomplete(inventory) {
-            coverage.insert(WalRange { timeline: segment.timeline(), start: from, end: to });
+        for &TailEnd { timeline, start, end } in &tails {
+            coverage.insert(WalRange { timeline, start, end });
         }
         let histories = self.listed_histories(inventory).await?;
         let mut catalog = Catalog {
