@@ -8,6 +8,7 @@ mod cadence;
 mod contact;
 mod follow;
 mod group_commit;
+mod identity;
 mod intake;
 mod refetch;
 mod session;
@@ -38,18 +39,15 @@ use self::session::{Session, SessionEnd};
 use self::slot::{SlotFate, SlotFound, SlotUse};
 use self::trouble::{Pause, Trouble};
 use crate::clock::Clock;
-use crate::error::{Error, ErrorCode};
 use crate::fault_point;
 use crate::primary::{ConnectOptions, WalStream};
 use crate::spool::{Held, HeldPrefix, Spool, SpoolError};
-use crate::wal_pipeline::{Failover, FollowedBranch, GapRecord, GapStore, StatusBoard, WalSettings, WalState};
+use crate::wal_pipeline::{FollowedBranch, GapRecord, GapStore, StatusBoard, WalSettings, WalState};
 
 /// How often the same WAL may be missing on the server, though its slot claims to keep it, before we go on without it.
 const PATIENCE_WITH_MISSING_WAL: u32 = 3;
 /// How often a member is asked for what another has removed, when the connection breaks meanwhile.
 const PATIENCE_WITH_A_LENDER: u32 = 3;
-/// How many changes of the timeline are remembered.
-const FAILOVERS_KEPT: usize = 50;
 /// How soon the same trouble is logged again.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 
@@ -266,49 +264,6 @@ impl Receiver {
         Ok(Ready { stream, intake, timeline, start, cadence, source })
     }
 
-    /// Tells whom we stream from, and that a new timeline is followed.
-    fn note_source(
-        &mut self,
-        source: Source,
-        host: &(String, u16),
-        version: u32,
-        timeline: TimelineId,
-        server: &ServerPosition,
-        gap: bool,
-    ) {
-        let held = self.held().map(|held| held.timeline);
-        let before = self.followed.or(held);
-        let at = self.clock.now();
-        self.board.update(|status| {
-            // Nothing of the new timeline is held yet: what is missing is missing at the switch.
-            if let Some(last) =
-                status.failovers.last_mut().filter(|last| gap && last.timeline == timeline && held < Some(timeline))
-            {
-                last.gap = true;
-            }
-            if let Some(left) = before.filter(|&before| before < timeline) {
-                let lsn = server.history.switch_point_of(left);
-                status.failovers.push(Failover {
-                    at,
-                    from: status.source.clone(),
-                    to: host.clone(),
-                    lsn,
-                    timeline,
-                    gap,
-                });
-                let excess = status.failovers.len().saturating_sub(FAILOVERS_KEPT);
-                status.failovers.drain(..excess);
-                status.counters.timeline_switches += 1;
-            }
-            status.source = Some(host.clone());
-            status.primary = (!source.standby).then(|| host.clone());
-            status.postgres_version = Some(version);
-            status.slot = self.settings.slot.as_ref().map(ToString::to_string);
-            status.slot_lost = None;
-        });
-        self.followed = before.max(Some(timeline));
-    }
-
     /// A spool that is full must have room again before a connection is worth its while. Waits for it in silence, since
     /// all was said when it became full; `false` when we are asked to stop.
     async fn wait_for_room(&self, stop: &CancellationToken) -> Result<bool, Trouble> {
@@ -333,59 +288,6 @@ impl Receiver {
         if self.suspect {
             self.spool.verify_again()?;
             self.suspect = false;
-        }
-        Ok(())
-    }
-
-    /// The server must be the one whose WAL we hold.
-    fn check_identity(&self, met: &Contact) -> Result<(), Trouble> {
-        let (ours, theirs) = (self.spool.system_identifier(), met.system_identifier);
-        let cluster = &self.settings.cluster;
-        let refused = |fact: String| {
-            Err(Trouble::Refused(
-                Error::new(ErrorCode::ForeignCluster, format!("the server is not cluster \"{cluster}\""))
-                    .because(fact)
-                    .because("WAL of two clusters must not be joined: a restore would be silently wrong")
-                    .help("point conninfo at the right server, or give this one a cluster name of its own")
-                    .help(format!("or begin a new lineage with this one: pgvault serve --new-lineage {cluster}")),
-            ))
-        };
-        if ours != theirs {
-            return refused(format!("the server has system identifier {theirs}, what is stored has {ours}"));
-        }
-        let (ours, theirs) = (self.spool.segment_size().bytes(), met.segment_size.bytes());
-        if ours != theirs {
-            return refused(format!("the server's WAL segments have {theirs} bytes, those stored have {ours}"));
-        }
-        Ok(())
-    }
-
-    /// Every history file that the server tells must be the one we know. A new one is kept only when the server is followed:
-    /// another server's would stand in the way of the right one.
-    fn compare_histories(&self, met: &Contact) -> Result<(), Trouble> {
-        for (timeline, bytes) in &met.history_files {
-            if let Some(kept) = self.spool.history_bytes(*timeline)?.filter(|kept| kept != bytes) {
-                let line = |bytes: &[u8]| {
-                    let text = String::from_utf8_lossy(bytes);
-                    text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ")
-                };
-                return Err(Trouble::Refused(
-                    Error::new(
-                        ErrorCode::ForeignCluster,
-                        format!(
-                            "the server tells another history of timeline {timeline} of \"{}\"",
-                            self.settings.cluster
-                        ),
-                    )
-                    .because(format!("the server says: {}", line(bytes)))
-                    .because(format!("what is stored says: {}", line(&kept)))
-                    .help("point conninfo at the right server, or give this one a cluster name of its own")
-                    .help(format!(
-                        "or begin a new lineage with this one: pgvault serve --new-lineage {}",
-                        self.settings.cluster
-                    )),
-                ));
-            }
         }
         Ok(())
     }
