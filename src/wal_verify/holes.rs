@@ -43,6 +43,8 @@ fn holes_of(branch: &Branch<'_>, survey: &Survey) -> Vec<Gap> {
     let size = branch.segment_size();
     let first_stored = branch.next_stored(Lsn::new(0)).map(|(_, lsn)| lsn);
     let oldest = survey.oldest_needed().map(|lsn| SegmentNumber::containing(lsn, size).start(size));
+    // Without its history nobody knows from where a timeline's WAL is its own: that is a problem of the history.
+    let oldest = oldest.filter(|_| !survey.catalog.lacks_history(branch.timeline()));
     let Some(start) = oldest.or(first_stored) else { return Vec::new() };
     branch.gaps_from(branch.reachable_end(start)).collect()
 }
