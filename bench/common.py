@@ -23,6 +23,11 @@ S3_ENV = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": 
 BUCKET = "bench"
 
 
+def environment(extra=None):
+    """The environment of a tool: what configures pgvault outside of this benchmark must not reach it."""
+    return {**{name: value for name, value in os.environ.items() if not name.startswith("PGVAULT_")}, **(extra or {})}
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -130,19 +135,21 @@ class S3:
     """SeaweedFS on this machine, with one bucket."""
 
     def __init__(self, servers, base, more=()):
-        # Beside each port it opens a second one, 10000 higher: these must not pass 65535.
-        self.port, folder = free_port() % 20000 + 20000, base / "s3"
+        self.log, folder = base / "s3.log", base / "s3"
         folder.mkdir()
         (folder / "s3.json").write_text('{"identities":[{"name":"t","credentials":[{"accessKey":"k","secretKey":"s"}],'
                                         '"actions":["Admin","Read","List","Tagging","Write"]}]}')
-        ports = [free_port() % 20000 + 20000 for _ in range(3)]
-        self.log = base / "s3.log"
-        self.process = subprocess.Popen(
-            [servers / "bin/weed", "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={self.port}",
-             f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-master.port={ports[0]}", f"-volume.port={ports[1]}",
-             f"-filer.port={ports[2]}", "-master.volumeSizeLimitMB=1024", "-volume.max=200", "-master.telemetry=false", *more],
-            stdout=subprocess.DEVNULL, stderr=open(self.log, "w"))
-        wait_until("SeaweedFS", self._answers, limit=60, every=0.1, alive=self.process)
+        # Beside each port it opens a second one, 10000 higher; somebody else may be faster to any of them.
+        for _ in range(5):
+            self.port, *ports = [free_port() % 20000 + 20000 for _ in range(4)]
+            self.process = subprocess.Popen(
+                [servers / "bin/weed", "-logtostderr=true", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.port={self.port}",
+                 f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0", f"-master.port={ports[0]}", f"-volume.port={ports[1]}",
+                 f"-filer.port={ports[2]}", "-master.volumeSizeLimitMB=1024", "-volume.max=200", "-master.telemetry=false", *more],
+                stdout=subprocess.DEVNULL, stderr=open(self.log, "w"))
+            wait_until("SeaweedFS", lambda: self._answers() or self.process.poll() is not None, limit=60, every=0.1)
+            if self.process.poll() is None:
+                break
         status, _ = self.request("PUT", f"/{BUCKET}")
         if status not in (200, 409):
             sys.exit(f"cannot make the bucket: {status}")

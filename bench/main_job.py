@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import ROOT, S3, S3_ENV, Server, as_user, config, cpu_seconds, end, give_to_user, peak_mib, s3_repository, tree_bytes, workplace
+from common import ROOT, S3, S3_ENV, Server, as_user, config, cpu_seconds, end, environment, give_to_user, peak_mib, s3_repository, tree_bytes, workplace
 
 PGVAULT, SERVERS = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
 SCALE = int(sys.argv[3]) if len(sys.argv) > 3 else 140
@@ -35,7 +35,7 @@ def run_pgvault(base, name, server, repository, extra_env, rows):
     """serve, backup now --wait, recover; the daemon's CPU and peak memory beside the wall clock."""
     configuration, _ = config(base, name, server, repository, f'slot = "pgvault_{name}"')
     restored = base / f"{name}.restored"
-    env = {**os.environ, **extra_env}
+    env = environment(extra_env)
     log = open(base / f"{name}.log", "w")
     daemon = subprocess.Popen([PGVAULT, "-c", configuration, "serve"], env=env, stderr=log, stdout=log)
     try:

@@ -10,18 +10,16 @@ Ratios within one run are what to look at: the machine, server and store include
 """
 
 import argparse
-import os
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
 
-from common import (BUCKET, S3, S3_ENV, Server, config, cpu_seconds, end, medians, peak_mib, s3_repository, table, tree_bytes, wait_until,
+from common import (BUCKET, S3, S3_ENV, Server, config, cpu_seconds, end, environment, medians, peak_mib, s3_repository, table, tree_bytes, wait_until,
                     workplace)
 
 SEGMENT = 16 << 20
@@ -62,7 +60,7 @@ class Wal:
 
 def popen(args, log, env=None):
     out = open(log, "w")
-    return subprocess.Popen(list(map(str, args)), stdout=out, stderr=out, env={**os.environ, **(env or {})})
+    return subprocess.Popen(list(map(str, args)), stdout=out, stderr=out, env=environment(env))
 
 
 def s3_holds(s3, prefix, wal, name):
@@ -175,9 +173,12 @@ def commits(args, base, server, variants):
                         f"SELECT count(*) FROM pg_stat_replication WHERE application_name = '{name}' AND state = 'streaming' AND sync_state = 'sync'"
                     ) == "1", every=0.2, alive=process)
                 for clients in args.clients:
+                    cpu = cpu_seconds(process.pid) if process else 0
                     said = server.pgbench("-N", "-n", "-M", "prepared", "-c", clients, "-j", min(clients, 2), "-T", args.seconds)
-                    results[label, clients].append(float(re.search(r"tps = ([0-9.]+)", said)[1]))
-                    print(f"  run {run + 1} {label}, {clients} clients: {results[label, clients][-1]:.0f} tps", file=sys.stderr, flush=True)
+                    tps = float(re.search(r"tps = ([0-9.]+)", said)[1])
+                    cpu = (cpu_seconds(process.pid) - cpu) / (tps * args.seconds) * 1e6 if process else None
+                    results[label, clients].append([tps, cpu])
+                    print(f"  run {run + 1} {label}, {clients} clients: {tps:.0f} tps, {cpu or 0:.0f} us CPU a commit", file=sys.stderr, flush=True)
             finally:
                 server.sql("ALTER SYSTEM SET synchronous_standby_names = ''")
                 server.sql("SELECT pg_reload_conf()")
@@ -185,9 +186,9 @@ def commits(args, base, server, variants):
                     end(process)
                     drop_slot(server, server_slot)
             shutil.rmtree(place)
-    print(f"\nCommits as the only synchronous standby: pgbench -N -M prepared, {args.seconds} s; median of {args.runs}, tps\n")
-    table(["standby", *(f"{n} client{'s' if n > 1 else ''}" for n in args.clients)],
-          [[label, *(statistics.median(results[label, n]) for n in args.clients)] for label, _, _ in variants])
+    print(f"\nCommits as the only synchronous standby: pgbench -N -M prepared, {args.seconds} s; median of {args.runs}\n")
+    heads = [f"{n} client{'s' if n > 1 else ''}{what}" for n in args.clients for what in (", tps", ", CPU us a commit")]
+    table(["standby", *heads], [[label, *(x for n in args.clients for x in medians(results[label, n]))] for label, _, _ in variants])
 
 
 def requests(configuration):

@@ -12,9 +12,8 @@ wal_rus() {
   [ "$(cat "$tools/.wal-rus" 2>/dev/null)" = "$version" ] && return
   echo "setup: building WAL-RUS $version into $tools (once, some minutes)"
   # Without --locked: its lock file names versions that the registry no longer has.
-  CARGO_TARGET_DIR="$tools/build-wal-rus" nice cargo install wal-rus --version "$version" --root "$tools" --quiet
-  rm -rf "$tools/build-wal-rus"
-  echo "$version" > "$tools/.wal-rus"
+  CARGO_TARGET_DIR="$tools/build-wal-rus" nice cargo install wal-rus --version "$version" --root "$tools" --quiet \
+    && echo "$version" > "$tools/.wal-rus" && rm -rf "$tools/build-wal-rus"
 }
 
 pgbackrest() { # from the distribution, which needs root

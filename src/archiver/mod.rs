@@ -163,7 +163,8 @@ impl Archiver {
                 }
             }
             tokio::select! {
-                result = changed.changed(), if deadline.is_none() => {
+                // What changes while it is already known that there is something to scan need not wake anybody.
+                result = changed.changed(), if deadline.is_none() && !dirty => {
                     // The spool outlives the archiver, so its sender is never gone.
                     dirty = result.is_ok();
                 }

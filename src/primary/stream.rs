@@ -88,7 +88,7 @@ impl WalStream {
 
     /// Reports positions to the server; `now` is our clock. Cancel-safe: what was not sent goes first next time.
     pub async fn send_status(&mut self, update: StatusUpdate, now: PgTime) -> Result<(), PgError> {
-        self.writer.send_status(update, now).await
+        self.writer.send_status(|| (update, now)).await
     }
 
     /// Asks the server to end the stream; go on calling [`WalStream::next`] until [`StreamEvent::Stopped`].
@@ -185,6 +185,11 @@ impl WalStreamReader {
         }
     }
 
+    /// Whether the next event is here already.
+    pub fn has_more(&self) -> bool {
+        self.connection.wire.reader.has_frame()
+    }
+
     /// The host that streams.
     pub fn host(&self) -> &Host {
         self.connection.host()
@@ -242,9 +247,20 @@ pub struct StatusWriter {
 }
 
 impl StatusWriter {
-    /// As [`WalStream::send_status`].
-    pub async fn send_status(&self, update: StatusUpdate, now: PgTime) -> Result<(), PgError> {
-        self.writer.lock().await.copy_data(self.epoch, &update.encode(now), self.limit).await
+    /// As [`WalStream::send_status`]. The positions are asked for when it is their turn to be written: of two reports the
+    /// later one on the wire is the younger one.
+    pub async fn send_status(&self, report: impl FnOnce() -> (StatusUpdate, PgTime)) -> Result<(), PgError> {
+        let mut writer = self.writer.lock().await;
+        let (update, now) = report();
+        writer.copy_data(self.epoch, &update.encode(now), self.limit).await
+    }
+
+    /// As [`StatusWriter::send_status`], without waiting; false when not all of it could be sent. The next report that
+    /// waits sends the rest first.
+    pub fn try_send_status(&self, report: impl FnOnce() -> (StatusUpdate, PgTime)) -> Result<bool, PgError> {
+        let Ok(mut writer) = self.writer.try_lock() else { return Ok(false) };
+        let (update, now) = report();
+        writer.try_copy_data(self.epoch, &update.encode(now))
     }
 
     /// As [`WalStream::stop`].

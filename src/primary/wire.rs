@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use postgres_protocol::message::frontend::{self, CopyData};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
@@ -219,6 +221,11 @@ impl WireReader {
         }
     }
 
+    /// Whether a whole message was read and not yet taken.
+    pub(super) fn has_frame(&self) -> bool {
+        self.buffer.has_frame()
+    }
+
     /// The bytes of the frame that was returned last.
     pub(super) fn body(&self, frame: &Frame) -> &[u8] {
         self.buffer.body(frame)
@@ -294,7 +301,7 @@ impl WireWriter {
         limit: Duration,
         message: impl FnOnce(&mut BytesMut) -> io::Result<()>,
     ) -> Result<(), PgError> {
-        message(&mut self.pending).map_err(|error| PgError::Protocol(format!("cannot encode a message: {error}")))?;
+        message(&mut self.pending).map_err(|error| bad_message(&error))?;
         self.flush(limit).await
     }
 
@@ -312,14 +319,38 @@ impl WireWriter {
 
     /// Sends CopyData, if copy mode `epoch` is still open on our side.
     pub(super) async fn copy_data(&mut self, epoch: u64, payload: &[u8; 34], limit: Duration) -> Result<(), PgError> {
-        if !self.copy_open || !self.is_in(epoch) {
-            return Ok(());
+        if self.queue_copy_data(epoch, payload)? { self.flush(limit).await } else { Ok(()) }
+    }
+
+    /// As [`WireWriter::copy_data`], without waiting; whether nothing is left to be sent.
+    pub(super) fn try_copy_data(&mut self, epoch: u64, payload: &[u8; 34]) -> Result<bool, PgError> {
+        if !self.queue_copy_data(epoch, payload)? {
+            return Ok(true);
         }
-        self.send(limit, |out| {
-            CopyData::new(&payload[..])?.write(out);
-            Ok(())
-        })
-        .await
+        // Nobody is to be woken: what is left over is sent by the next flush, which asks again.
+        let mut context = Context::from_waker(Waker::noop());
+        while !self.pending.is_empty() {
+            match Pin::new(&mut self.io).poll_write(&mut context, &self.pending) {
+                Poll::Ready(Ok(0)) => return Err(lost(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => self.pending.advance(count),
+                Poll::Ready(Err(error)) => return Err(lost(error)),
+                Poll::Pending => return Ok(false),
+            }
+        }
+        match Pin::new(&mut self.io).poll_flush(&mut context) {
+            Poll::Ready(flushed) => flushed.map(|()| true).map_err(lost),
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    /// Queues CopyData; false when copy mode `epoch` is over on our side.
+    fn queue_copy_data(&mut self, epoch: u64, payload: &[u8; 34]) -> Result<bool, PgError> {
+        if !self.copy_open || !self.is_in(epoch) {
+            return Ok(false);
+        }
+        let message = CopyData::new(&payload[..]).map_err(|error| bad_message(&error))?;
+        message.write(&mut self.pending);
+        Ok(true)
     }
 
     /// Sends CopyDone, once: asked again, it sends what is left of it.
@@ -333,7 +364,6 @@ impl WireWriter {
 
     /// Sends what is queued. Cancel-safe: `pending` is shortened only by what the transport took.
     async fn flush(&mut self, limit: Duration) -> Result<(), PgError> {
-        let lost = |source| PgError::Io { doing: "sending to the server", source };
         let sending = async {
             while !self.pending.is_empty() {
                 let count = self.io.write(&self.pending).await.map_err(lost)?;
@@ -348,4 +378,12 @@ impl WireWriter {
             .await
             .unwrap_or_else(|_| Err(PgError::Timeout { doing: "sending to the server".to_owned(), limit }))
     }
+}
+
+fn lost(source: io::Error) -> PgError {
+    PgError::Io { doing: "sending to the server", source }
+}
+
+fn bad_message(error: &io::Error) -> PgError {
+    PgError::Protocol(format!("cannot encode a message: {error}"))
 }

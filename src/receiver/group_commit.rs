@@ -59,6 +59,22 @@ impl<C> GroupCommit<C> {
         self.wanted = true;
     }
 
+    /// Whether a sync has failed: none is begun any more.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Whether segments wait to be published.
+    pub(super) fn has_complete(&self) -> bool {
+        !self.complete.is_empty()
+    }
+
+    /// Whether there is something to sync and nothing is being synced.
+    pub(super) fn is_due(&self) -> bool {
+        let wanted = self.wanted && self.received > self.durable;
+        !self.in_flight && !self.failed && (wanted || !self.complete.is_empty())
+    }
+
     /// What to sync now; `None` while a sync is in flight or when there is nothing to do. `open` gives the segment being
     /// written as it is at this moment.
     pub(super) fn next_job<S>(&mut self, open: impl FnOnce() -> Option<(S, Lsn)>) -> Option<SyncJob<C, S>> {

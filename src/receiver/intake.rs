@@ -1,10 +1,12 @@
 //! Bytes of one timeline into the spool: writes inline, everything that waits for the disk on helper threads.
 
+use std::sync::Arc;
+
 use tokio::task::{JoinHandle, spawn_blocking};
 use wal::{Lsn, SegmentName, TimelineId};
 
-use super::group_commit::{GroupCommit, SyncJob};
-use crate::spool::{CompleteSegment, Held, HeldPrefix, SegmentFile, Spool, SpoolError, SyncHandle, WriteError};
+use super::syncer::{Positions, Syncer, Tell};
+use crate::spool::{Held, HeldPrefix, SegmentFile, Space, Spool, SpoolError, SyncHandle, WriteError};
 
 /// Takes in the WAL of one timeline, from a segment start on.
 #[derive(Debug)]
@@ -15,8 +17,8 @@ pub(super) struct Intake {
     current: Option<SegmentFile>,
     /// The segment after the current one, being made ahead of time so that the read loop does not wait for it.
     spare: Option<Spare>,
-    commit: GroupCommit<CompleteSegment>,
-    sync: Option<JoinHandle<Result<Lsn, SpoolError>>>,
+    syncer: Syncer,
+    space: Space,
     /// What another timeline's file says of the first segment's beginning.
     prefix: Option<HeldPrefix>,
 }
@@ -29,12 +31,14 @@ struct Spare {
 
 impl Intake {
     /// Goes on with what is held of the segment at `start`, or begins it. `prefix` is what is known of a new one's
-    /// beginning: the bytes that a timeline has in common with its parent.
+    /// beginning: the bytes that a timeline has in common with its parent. With `synchronous`, segments are written with
+    /// zeros ahead of time, so that a sync has nothing but the new bytes to write.
     pub(super) async fn open(
         spool: Spool,
         timeline: TimelineId,
         start: Lsn,
         prefix: Option<HeldPrefix>,
+        synchronous: bool,
     ) -> Result<Self, WriteError> {
         let name = SegmentName::containing(timeline, start, spool.segment_size());
         let (current, durable) = match spool.get(name) {
@@ -45,8 +49,9 @@ impl Intake {
             // Begun with the first byte, not before: a server that refuses leaves no empty file behind.
             Some(Held::Complete) | None => (None, start),
         };
-        let commit = GroupCommit::new(durable);
-        Ok(Self { spool, timeline, position: start, current, spare: None, commit, sync: None, prefix })
+        let syncer = Syncer::start(start, durable);
+        let space = if synchronous { Space::Written } else { Space::Reserved };
+        Ok(Self { spool, timeline, position: start, current, spare: None, syncer, space, prefix })
     }
 
     /// Takes in the next bytes.
@@ -55,9 +60,9 @@ impl Intake {
             let segment = self.segment().await?;
             let taken = segment.write(bytes)?;
             bytes = &bytes[taken..];
-            self.position = segment.position();
-            self.commit.written(self.position);
-            self.finish_full_segment();
+            let (position, open) = (segment.position(), segment.sync_handle());
+            self.position = position;
+            self.written(open);
         }
         Ok(())
     }
@@ -87,77 +92,62 @@ impl Intake {
                 Err(_) => {}
             }
         }
-        let spool = self.spool.clone();
-        Ok(blocking(move || spool.create(name)).await?)
+        let (spool, space) = (self.spool.clone(), self.space);
+        Ok(blocking(move || spool.create_in(name, space)).await?)
     }
 
     fn make_spare(&mut self, start: Lsn) {
         let name = SegmentName::containing(self.timeline, start, self.spool.segment_size());
-        let spool = self.spool.clone();
-        self.spare = Some(Spare { name, making: spawn_blocking(move || spool.create(name)) });
+        let (spool, space) = (self.spool.clone(), self.space);
+        self.spare = Some(Spare { name, making: spawn_blocking(move || spool.create_in(name, space)) });
     }
 
-    fn finish_full_segment(&mut self) {
-        if let Some(segment) = self.current.take() {
-            match segment.complete() {
-                Ok(complete) => {
-                    let end = complete.end();
-                    self.commit.segment_complete(complete, end);
-                }
-                Err(segment) => self.current = Some(segment),
+    /// Bytes were written: the syncing thread gets the segment if it is complete, else what it may sync of it.
+    fn written(&mut self, open: SyncHandle) {
+        match self.current.take().map(SegmentFile::complete) {
+            Some(Ok(complete)) => self.syncer.complete(complete),
+            Some(Err(segment)) => {
+                self.current = Some(segment);
+                self.syncer.written(self.position, open);
             }
+            None => {}
         }
     }
 
     /// Someone waits for what was received so far.
-    pub(super) fn want_durable(&mut self) {
-        self.commit.want();
+    pub(super) fn want_durable(&self) {
+        self.syncer.want();
     }
 
-    /// Begins a sync if one is due and none is running.
-    pub(super) fn start_sync(&mut self) {
-        let current = &self.current;
-        let open = || current.as_ref().map(|segment| (segment.sync_handle(), segment.position()));
-        if let Some(job) = self.commit.next_job(open) {
-            self.sync = Some(spawn_blocking(move || run(job)));
-        }
+    /// As [`Syncer::sync_now`].
+    pub(super) fn sync_now(&self) -> Result<bool, SpoolError> {
+        self.syncer.sync_now()
     }
 
-    /// Waits for the sync in flight; never returns while none is. Cancel-safe: the sync goes on and is asked for again.
-    pub(super) async fn synced(&mut self) -> Result<(), SpoolError> {
-        let Some(sync) = &mut self.sync else { return std::future::pending().await };
-        let result = joined(sync.await);
-        self.sync = None;
-        match result {
-            Ok(end) => {
-                self.commit.succeeded(end);
-                Ok(())
-            }
-            Err(error) => {
-                self.commit.failed();
-                Err(error)
-            }
-        }
+    /// From here on the server is told by the syncing thread what is durable.
+    pub(super) fn tell_through(&self, tell: Arc<dyn Tell>) {
+        self.syncer.tell_through(tell);
+    }
+
+    /// The positions, for whoever tells them.
+    pub(super) fn positions(&self) -> Positions {
+        self.syncer.positions()
+    }
+
+    /// As [`Syncer::untold`].
+    pub(super) async fn untold(&mut self) -> Result<(), SpoolError> {
+        self.syncer.untold().await
     }
 
     /// Makes everything durable that was received.
     pub(super) async fn flush(&mut self) -> Result<(), SpoolError> {
-        loop {
-            self.commit.want();
-            self.start_sync();
-            if self.sync.is_none() {
-                return Ok(());
-            }
-            self.synced().await?;
-        }
+        self.syncer.flush().await
     }
 
     /// Ends the intake: waits for what runs, and removes the spare.
-    pub(super) async fn close(mut self) -> Result<(), SpoolError> {
-        if self.sync.is_some() {
-            self.synced().await?;
-        }
-        match self.spare.take() {
+    pub(super) async fn close(self) -> Result<(), SpoolError> {
+        self.syncer.close().await?;
+        match self.spare {
             None => Ok(()),
             Some(spare) => match joined(spare.making.await) {
                 Ok(made) => blocking(move || made.discard()).await,
@@ -179,24 +169,13 @@ impl Intake {
 
     /// First byte that a power loss might take.
     pub(super) fn durable(&self) -> Lsn {
-        self.commit.durable()
+        self.syncer.durable()
     }
 
     /// Whether everything received is durable.
     pub(super) fn is_clean(&self) -> bool {
-        self.commit.is_clean()
+        self.syncer.is_clean()
     }
-}
-
-/// Publishes complete segments in order, then syncs the open one: an end is true only when all before it are durable.
-fn run(job: SyncJob<CompleteSegment, SyncHandle>) -> Result<Lsn, SpoolError> {
-    for complete in job.complete {
-        complete.publish()?;
-    }
-    if let Some(open) = job.open {
-        open.sync()?;
-    }
-    Ok(job.end)
 }
 
 /// Runs what waits for the disk on a helper thread.

@@ -1,21 +1,22 @@
 //! One stream of WAL from its first byte to its end.
 //!
-//! The loop never waits for disk, compression or upload: bytes are written to the page cache as they come, everything
-//! else runs beside it. So a server that asks gets its answer at once, and a primary that shuts down gets its last
+//! The loop never waits for compression or upload, nor for the disk unless it is known to be quick (see `trust`): bytes are
+//! written to the page cache as they come, everything else runs beside it. So a server that asks gets its answer at once, and a primary that shuts down gets its last
 //! flush position as soon as the disk has it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use wal::{Lsn, PgTime, TimelineId};
 
-use super::cadence::{Cadence, report};
+use super::cadence::Cadence;
 use super::intake::Intake;
+use super::teller::Teller;
 use super::trouble::Trouble;
 use crate::clock::Clock;
-use crate::fault_point;
-use crate::primary::{PgError, StatusWriter, StreamEvent, WalStream, WalStreamReader};
+use crate::primary::{PgError, StreamEvent, WalStream, WalStreamReader};
 use crate::spool::{Spool, SpoolError, WriteError};
 use crate::wal_pipeline::{StatusBoard, WalSettings, WalState};
 
@@ -47,7 +48,7 @@ pub(super) enum SessionEnd {
 pub(super) struct Session<'a> {
     pub(super) settings: &'a WalSettings,
     pub(super) spool: &'a Spool,
-    pub(super) clock: &'a dyn Clock,
+    pub(super) clock: &'a Arc<dyn Clock>,
     pub(super) board: &'a StatusBoard,
     pub(super) cadence: Cadence,
     pub(super) stop: &'a CancellationToken,
@@ -63,12 +64,20 @@ impl Session<'_> {
     /// Receives until the stream ends, for whatever reason, and leaves everything received durable.
     pub(super) async fn run(&self, stream: WalStream, mut intake: Intake) -> Result<SessionEnd, Trouble> {
         let (mut reader, writer) = stream.split();
-        let ended = self.receive(&mut reader, &writer, &mut intake).await;
+        let teller = Teller {
+            writer,
+            positions: intake.positions(),
+            report_apply: self.settings.report_apply,
+            clock: Arc::clone(self.clock),
+            board: self.board.clone(),
+        };
+        intake.tell_through(Arc::new(teller.clone()));
+        let ended = self.receive(&mut reader, &teller, &mut intake).await;
         let ended = match ended {
-            Ok(SessionEnd::Asked) => self.farewell(&mut reader, &writer, &mut intake).await.map(|()| SessionEnd::Asked),
+            Ok(SessionEnd::Asked) => self.farewell(&mut reader, &teller, &mut intake).await.map(|()| SessionEnd::Asked),
             Err(Trouble::Spool(error)) if error.is_no_space() => {
                 // Cleanly, at once: a receiver that only stops reading can hang the primary's checkpoint.
-                self.farewell(&mut reader, &writer, &mut intake).await.and(Err(Trouble::Spool(error)))
+                self.farewell(&mut reader, &teller, &mut intake).await.and(Err(Trouble::Spool(error)))
             }
             other => other,
         };
@@ -78,7 +87,7 @@ impl Session<'_> {
         } else {
             intake.flush().await
         };
-        self.note_positions(&intake);
+        teller.note();
         let closed = intake.close().await;
         // A failed sync says more than anything else: the spool has to be verified before it is used again.
         kept.and(closed)?;
@@ -88,7 +97,7 @@ impl Session<'_> {
     async fn receive(
         &self,
         reader: &mut WalStreamReader,
-        writer: &StatusWriter,
+        teller: &Teller,
         intake: &mut Intake,
     ) -> Result<SessionEnd, Trouble> {
         let lazy_sync = match self.settings.max_rpo {
@@ -100,12 +109,13 @@ impl Session<'_> {
         let mut next_sync = None;
         let mut asked = false;
         // Says where we are, and makes an idle server say that it is there.
-        self.tell(writer, intake, true).await?;
+        teller.tell(true).await?;
         loop {
-            if self.settings.synchronous && !intake.is_clean() {
-                intake.want_durable();
+            // Commits wait for it: but first everything that is here already, so that one sync does for all.
+            if self.settings.synchronous && !reader.has_more() && !intake.is_clean() && intake.sync_now()? {
+                teller.note();
+                teller.tell(false).await?;
             }
-            intake.start_sync();
             let patience = last_message + if asked { self.cadence.silence } else { self.cadence.ask };
             let wake =
                 [Some(next_status), next_sync, Some(patience)].into_iter().flatten().min().unwrap_or(next_status);
@@ -126,18 +136,16 @@ impl Session<'_> {
                             if self.until.is_some_and(|until| intake.position() >= until) {
                                 return Ok(SessionEnd::Lent);
                             }
-                            let count = data.len() as u64;
-                            self.board.update_quietly(|status| status.counters.received_bytes += count);
-                            self.heard(intake, server_end, time);
+                            self.heard(intake, data.len(), server_end, time);
                             next_sync = next_sync.or_else(|| (!intake.is_clean()).then(|| last_message + lazy_sync));
                         }
                         StreamEvent::Keepalive { server_end, time, reply_requested } => {
-                            self.heard(intake, server_end, time);
+                            self.heard(intake, 0, server_end, time);
                             if reply_requested {
                                 // A server that shuts down waits until all it sent is flushed here: answer with what is
                                 // true now, and again as soon as the sync that starts now has succeeded.
                                 intake.want_durable();
-                                self.tell(writer, intake, false).await?;
+                                teller.tell(false).await?;
                                 next_status = last_message + self.cadence.status;
                             }
                         }
@@ -148,10 +156,9 @@ impl Session<'_> {
                         StreamEvent::Stopped => return Err(PgError::Protocol("the stream ended unasked".to_owned()).into()),
                     }
                 }
-                synced = intake.synced() => {
-                    synced?;
-                    self.note_positions(intake);
-                    self.tell(writer, intake, false).await?;
+                untold = intake.untold() => {
+                    untold?;
+                    teller.tell(false).await?;
                     next_status = Instant::now() + self.cadence.status;
                 }
                 () = sleep_until(wake) => {
@@ -166,7 +173,7 @@ impl Session<'_> {
                     let ask = !asked && now >= patience;
                     if ask || now >= next_status {
                         asked |= ask;
-                        self.tell(writer, intake, ask).await?;
+                        teller.tell(ask).await?;
                         next_status = now + self.cadence.status;
                     }
                 }
@@ -186,13 +193,13 @@ impl Session<'_> {
     async fn farewell(
         &self,
         reader: &mut WalStreamReader,
-        writer: &StatusWriter,
+        teller: &Teller,
         intake: &mut Intake,
     ) -> Result<(), Trouble> {
         intake.flush().await?;
         // Before CopyDone: a walsender takes no status after it. What still comes is kept, but reported only next time.
-        self.tell(writer, intake, false).await?;
-        writer.stop().await?;
+        teller.tell(false).await?;
+        teller.writer.stop().await?;
         let drain = async {
             loop {
                 match reader.next().await? {
@@ -239,15 +246,8 @@ impl Session<'_> {
         }
     }
 
-    async fn tell(&self, writer: &StatusWriter, intake: &Intake, ask: bool) -> Result<(), Trouble> {
-        let update = report(intake.position(), intake.durable(), self.settings.report_apply, ask);
-        writer.send_status(update, PgTime::from(self.clock.now())).await?;
-        fault_point!("receiver.acknowledged");
-        Ok(())
-    }
-
     /// A message came: the server lives, and this is where its WAL ends.
-    fn heard(&self, intake: &Intake, server_end: Lsn, time: PgTime) {
+    fn heard(&self, intake: &Intake, bytes: usize, server_end: Lsn, time: PgTime) {
         let now = PgTime::from(self.clock.now());
         let before = self.board.read(|status| status.state);
         let state = if server_end < self.held_before && !self.standby {
@@ -263,6 +263,7 @@ impl Session<'_> {
         let change = |status: &mut crate::wal_pipeline::WalStatus| {
             status.state = state;
             status.timeline = Some(timeline);
+            status.counters.received_bytes += bytes as u64;
             status.server_end = Some(server_end);
             status.received = Some(position);
             status.last_message = Some(now);
@@ -282,16 +283,5 @@ impl Session<'_> {
         } else {
             self.board.update(change);
         }
-    }
-
-    fn note_positions(&self, intake: &Intake) {
-        let (position, durable) = (intake.position().max(intake.durable()), intake.durable());
-        self.board.update(|status| {
-            status.received = Some(position);
-            status.flushed = Some(durable);
-            if let Some(followed) = &mut status.followed {
-                followed.durable = durable;
-            }
-        });
     }
 }

@@ -1,8 +1,8 @@
 //! What the spool asks of the file system.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation};
@@ -50,14 +50,15 @@ pub(super) fn reserve(file: &File, size: u64) -> io::Result<()> {
     }
 }
 
-fn zero_fill(mut file: &File, size: u64) -> io::Result<()> {
+/// Writes zeros from the file's first byte on.
+pub(super) fn zero_fill(file: &File, size: u64) -> io::Result<()> {
     const ZEROS: &[u8] = &[0; 64 << 10];
-    let mut left = size;
-    while left > 0 {
-        let piece = left.min(ZEROS.len() as u64);
+    let mut at = 0;
+    while at < size {
+        let piece = (size - at).min(ZEROS.len() as u64);
         #[expect(clippy::cast_possible_truncation, reason = "at most the length of ZEROS")]
-        file.write_all(&ZEROS[..piece as usize])?;
-        left -= piece;
+        file.write_all_at(&ZEROS[..piece as usize], at)?;
+        at += piece;
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ pub use histories::KeptHistory;
 pub use limit::{LEAST_SEGMENTS, SpoolUsage};
 pub use look::{SpoolView, Viewed};
 pub use replacement::Replacement;
-pub use segment_file::{CompleteSegment, HeldPrefix, SegmentFile, SyncHandle, WriteError};
+pub use segment_file::{CompleteSegment, HeldPrefix, SegmentFile, Space, SyncHandle, WriteError};
 
 use crate::durable::Written;
 use crate::fault_point;
@@ -236,7 +236,12 @@ impl Spool {
     /// Makes the file of a segment that is not held yet: full size on disk and durable under its `.partial` name. It
     /// counts as held once [`SegmentFile::activate`]d, so that a spare can be made ahead of time. Blocks on disk.
     pub fn create(&self, name: SegmentName) -> Result<SegmentFile, SpoolError> {
-        SegmentFile::create(self.clone(), name)
+        self.create_in(name, Space::Reserved)
+    }
+
+    /// As [`Spool::create`], with its space taken in this way. Blocks on disk.
+    pub fn create_in(&self, name: SegmentName, space: Space) -> Result<SegmentFile, SpoolError> {
+        SegmentFile::create(self.clone(), name, space)
     }
 
     /// Opens a segment that is held in part, to go on with it. Bytes that are sent again are compared. Blocks on disk.

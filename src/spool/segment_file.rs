@@ -28,6 +28,15 @@ pub struct SegmentFile {
     active: bool,
 }
 
+/// How a new segment gets its space on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// Reserved: nothing is written in vain. The first sync after a block is written has to make known that it is.
+    Reserved,
+    /// Written with zeros ahead of time: later syncs have nothing but the bytes to write.
+    Written,
+}
+
 /// Bytes that we hold already and that the server sends again: they must be the same.
 #[derive(Debug)]
 pub struct HeldPrefix {
@@ -59,7 +68,7 @@ pub enum WriteError {
 }
 
 impl SegmentFile {
-    pub(super) fn create(spool: Spool, name: SegmentName) -> Result<Self, SpoolError> {
+    pub(super) fn create(spool: Spool, name: SegmentName, space: Space) -> Result<Self, SpoolError> {
         let usage = spool.usage()?;
         if !usage.has_room(spool.segment_size()) {
             return Err(SpoolError::Full { segment: name, used: usage.used, capacity: usage.capacity });
@@ -74,7 +83,7 @@ impl SegmentFile {
         }
         let file = disk::create_file(&new).map_err(SpoolError::io(&new))?;
         fault_point!("spool.created");
-        if let Err(error) = Self::reserve_and_name(&spool, &file, &new, &partial) {
+        if let Err(error) = Self::reserve_and_name(&spool, &file, &new, &partial, space) {
             // Half a reservation would only take space from the next attempt; under either name nothing depends on it.
             disk::remove_if_there(&new)?;
             disk::remove_if_there(&partial)?;
@@ -86,8 +95,18 @@ impl SegmentFile {
 
     /// Size and space first, then the name, then the folder: a `.partial` is of full size whenever one sees it, and later
     /// fdatasyncs have no size to make durable.
-    fn reserve_and_name(spool: &Spool, file: &File, new: &Path, partial: &Path) -> Result<(), SpoolError> {
-        disk::reserve(file, spool.segment_size().bytes()).map_err(SpoolError::io(new))?;
+    fn reserve_and_name(
+        spool: &Spool,
+        file: &File,
+        new: &Path,
+        partial: &Path,
+        space: Space,
+    ) -> Result<(), SpoolError> {
+        let size = spool.segment_size().bytes();
+        disk::reserve(file, size).map_err(SpoolError::io(new))?;
+        if space == Space::Written {
+            disk::zero_fill(file, size).map_err(SpoolError::io(new))?;
+        }
         file.sync_all().map_err(SpoolError::io(new))?;
         fault_point!("spool.reserved");
         fs::rename(new, partial).map_err(SpoolError::io(partial))?;

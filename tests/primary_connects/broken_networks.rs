@@ -137,16 +137,21 @@ async fn the_positions_on_the_wire_are_the_ones_that_were_given() {
     let start = connection.identify_system().await.unwrap().flush_lsn;
     let (mut reader, writer) = connection.start_replication(None, start, TimelineId::FIRST).await.unwrap().split();
     let status = StatusUpdate { write: Lsn::new(3), flush: Lsn::new(2), apply: Lsn::INVALID, reply_requested: true };
-    writer.send_status(status, wal::PgTime::from_micros(77)).await.unwrap();
+    writer.send_status(|| (status, wal::PgTime::from_micros(77))).await.unwrap();
     // The reply proves that the server has read it.
     while !matches!(reader.next().await.unwrap(), StreamEvent::Keepalive { .. }) {}
     let expected = status.encode(wal::PgTime::from_micros(77));
     assert!(sent.lock().unwrap().ends_with(&expected));
+    // Without waiting, from wherever one is.
+    assert!(writer.try_send_status(|| (status, wal::PgTime::from_micros(79))).unwrap());
+    while !matches!(reader.next().await.unwrap(), StreamEvent::Keepalive { .. }) {}
+    assert!(sent.lock().unwrap().ends_with(&status.encode(wal::PgTime::from_micros(79))));
     writer.stop().await.unwrap();
     while reader.next().await.unwrap() != StreamEvent::Stopped {}
     // The stream is over: a late report goes nowhere.
     let before = sent.lock().unwrap().len();
-    writer.send_status(status, wal::PgTime::from_micros(78)).await.unwrap();
+    writer.send_status(|| (status, wal::PgTime::from_micros(78))).await.unwrap();
+    assert!(writer.try_send_status(|| (status, wal::PgTime::from_micros(78))).unwrap());
     let mut connection = reader.into_connection().unwrap();
     connection.identify_system().await.unwrap();
     assert_eq!(sent.lock().unwrap().len(), before + "Q....IDENTIFY_SYSTEM\0".len());

@@ -55,6 +55,15 @@ impl ReadBuffer {
         Ok(Some(Frame { tag, body }))
     }
 
+    /// Whether [`ReadBuffer::next_frame`] has something to say.
+    pub(crate) fn has_frame(&self) -> bool {
+        match self.peek() {
+            Ok(Some((_, total))) => self.end - self.start >= total,
+            Ok(None) => false,
+            Err(_) => true,
+        }
+    }
+
     /// Kind and whole length of the message at the front, once its header is there.
     fn peek(&self) -> Result<Option<(u8, usize)>, BadLength> {
         let Some(&[tag, a, b, c, d]) = self.bytes.get(self.start..self.end).and_then(|bytes| bytes.first_chunk())

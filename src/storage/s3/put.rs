@@ -16,6 +16,7 @@ use super::bucket::Bucket;
 use super::failure::Failure;
 use super::multipart::THRESHOLD;
 use super::probe::Abilities;
+use super::signing::KnownSha256;
 use crate::codec::digest::sha256 as digest;
 use crate::storage::{Body, ObjectKey, PutIfAbsent, PutOutcome, Sha256, StorageErrorKind, StorageResult};
 
@@ -72,7 +73,8 @@ impl Bucket {
             .set_storage_class(self.storage_class.clone())
             .set_if_none_match(abilities.conditions.then(|| "*".to_owned()))
             .set_checksum_sha256(abilities.sha256.then(|| STANDARD.encode(sha256)));
-        let sent = request.customize().config_override(Self::settings(len)).send().await.map_err(Failure::from);
+        let request = request.customize().config_override(Self::settings(len)).interceptor(KnownSha256(sha256));
+        let sent = request.send().await.map_err(Failure::from);
         put_outcome(sent.map(|output: PutObjectOutput| output.e_tag))
     }
 
