@@ -7,7 +7,7 @@ One pgbench cluster, a first backup with every tool, then `UPDATE` of one in a h
 second backup with every tool, interleaved; each is restored and its accounts are counted. Tools that are not installed are left
 out and named. Times are wall seconds of the backup command with one `sync` charged to everybody; bytes are those of the
 repository's directory before and after, WAL left out. Needs a release build (or
-PGVAULT_BINARY), the test servers and, for pgBackRest, root.
+BENCH_BINARY), the test servers and, for pgBackRest, root.
 """
 
 import argparse
@@ -76,7 +76,7 @@ class Pgvault:
             f'[cluster.main]\nconninfo = "host=127.0.0.1 port={PORT} user=postgres"\nslot = "{name}"\n[http]\nlisten = "127.0.0.1:{48930 + len(name)}"\n',
             encoding="utf-8",
         )
-        self.binary = os.environ.get("PGVAULT_BINARY", TOP / "target/release/pgvault")
+        self.binary = os.environ.get("BENCH_BINARY", TOP / "target/release/pgvault")
         run(self.binary, "-c", self.config, "repo", "init")
         with open(root / f"{name}.log", "w", encoding="utf-8") as log:
             self.daemon = subprocess.Popen([self.binary, "-c", self.config, "serve"], stdout=log, stderr=log)
