@@ -156,7 +156,7 @@ def main():
     root.chmod(0o755)
     if os.getuid() == 0:
         shutil.chown(root, "postgres", "postgres")
-    has_pgbackrest = shutil.which("pgbackrest") is not None
+    has_pgbackrest = knows(arguments.major)
     settings = {"summarize_wal": "on"} if arguments.major >= 17 else {}
     if has_pgbackrest:
         conf = root / "pgbackrest.conf"
@@ -173,6 +173,14 @@ def main():
         pathlib.Path(arguments.json).write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
+def knows(major):
+    """Whether there is a pgBackRest that knows this PostgreSQL: 16 since 2.48, 17 since 2.54, 18 since 2.57."""
+    if shutil.which("pgbackrest") is None:
+        return False
+    version = tuple(map(int, run("pgbackrest", "version").stdout.split()[1].split(".")[:2]))
+    return version >= {16: (2, 48), 17: (2, 54), 18: (2, 57)}.get(major, (2, 45))
+
+
 def measure(root, server, arguments, has_pgbackrest):
     TOOLS.append(Pgvault(root, "pgvault", "auto"))
     if arguments.major >= 17:
@@ -185,7 +193,7 @@ def measure(root, server, arguments, has_pgbackrest):
         tools.append(PgBackRest(root, server, {"repo1-bundle": "y", **({"repo1-block": "y"} if newer else {})}))
         print(f"pgBackRest {version}, repo-block {'on' if newer else 'not there yet'}")
     else:
-        print("pgBackRest is not installed: left out")
+        print("no pgBackRest for this PostgreSQL: left out")
     run(server.bin / "pgbench", "-h", "127.0.0.1", "-p", PORT, "-U", "postgres", "-i", "-q", "-s", arguments.scale, "postgres")
     server.sql("CHECKPOINT")
     for tool in tools:

@@ -66,7 +66,7 @@ impl Cutter {
         let segment = relation_segment(&head.path);
         self.push(Item::File(head, file.size)).await?;
         self.rebuilt = Some(OpenRebuilt { file, segment, given: 0, next: 0, filling: None });
-        self.to_next_pages().await
+        self.advance().await
     }
 
     /// The next bytes of its pages.
@@ -82,7 +82,7 @@ impl Cutter {
             filling.left -= now.len();
             if filling.left == 0 {
                 self.end_chunk().await?;
-                self.to_next_pages().await?;
+                self.advance().await?;
             }
         }
         Ok(())
@@ -108,7 +108,7 @@ impl Cutter {
     }
 
     /// Hands on the chunks of which nothing comes, up to the first whose pages do.
-    async fn to_next_pages(&mut self) -> Result<(), CopyError> {
+    async fn advance(&mut self) -> Result<(), CopyError> {
         loop {
             let Some(open) = &mut self.rebuilt else { return Ok(()) };
             let (index, size) = (open.next, open.file.size);
