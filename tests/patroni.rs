@@ -104,11 +104,17 @@ fn patroni_urls_find_members_and_leaders_and_pgvault_owns_the_slots() {
     let (code, backup) = setup.pgvault.json(&["backup", "now", "main", "--wait", "--fast-checkpoint"]);
     assert_eq!(code, 0, "{backup}");
     setup.slots_follow();
-    setup.change_of_leader("switchover", |cluster, before| {
-        let to = cluster.members().iter().find(|member| member.name != before).unwrap().name.clone();
-        cluster.switchover(&to);
-    });
+    // With synchronous replication nobody else may take over, and Patroni names that one in its own time.
+    let synchronous = |cluster: &PatroniCluster| {
+        let known = cluster.cluster();
+        let named = known["members"].as_array()?.iter().find(|member| member["role"] == "sync_standby")?;
+        named["name"].as_str().map(str::to_owned)
+    };
+    let is_named = |cluster: &PatroniCluster| synchronous(cluster).is_some();
+    setup.cluster.wait("a synchronous standby", is_named);
+    setup.change_of_leader("switchover", |cluster, _| cluster.switchover(&synchronous(cluster).unwrap()));
     setup.slots_follow();
+    setup.cluster.wait("a synchronous standby", is_named);
     let mut killed = String::new();
     setup.change_of_leader("kill -9 of the leader's whole node", |cluster, before| {
         killed = before.to_owned();
