@@ -251,6 +251,16 @@ class Lineage:
     def histories(self):
         return sorted(self.wal.glob("*/*.history"))
 
+    def gaps(self):
+        """The records of WAL that was lost."""
+        return [self.gap(path) for path in sorted(self.folder.glob("gaps/*.json"))]
+
+    def gap(self, path):
+        gap = sealed(path, "gap")
+        name = f"{gap['timeline']:08X}-{lsn(gap['from_lsn']):016X}-{lsn(gap['to_lsn']):016X}.json"
+        need(path.name == name, f"{path}: it is of {name}")
+        return gap
+
     def segment(self, segment):
         path = self.segment_path(segment)
         self.refuse_encrypted(path)
@@ -466,6 +476,9 @@ def command_list(repository, _arguments):
                     print(f"  wal {segment} up to {show_lsn(lineage.chain(segment)[1])}, not complete")
             for path in lineage.histories():
                 print(f"  history {path.name}")
+            for gap in lineage.gaps():
+                where = f"{gap['from_lsn']} to {gap['to_lsn']} of timeline {gap['timeline']}"
+                print(f"  lost wal {where}: {gap['reason']}")
 
 
 def command_wal(repository, arguments):
@@ -593,6 +606,8 @@ def command_verify(repository, _arguments):
                 check(segment, lambda segment=segment: lineage.segment(segment))
             for segment in lineage.tailed():
                 check(f"{segment}.tail", lambda segment=segment: lineage.tail(segment))
+            for path in sorted(lineage.folder.glob("gaps/*.json")):
+                check(f"gaps/{path.name}", lambda path=path: lineage.gap(path))
             for name in lineage.backups():
                 check(f"backup {name}", lambda name=name: verify_backup(lineage, name))
     print(f"{counted} objects, {problems} damaged")

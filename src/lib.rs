@@ -24,6 +24,7 @@ pub mod wal_pipeline;
 pub mod backup;
 pub mod restore;
 pub mod wal_fetch;
+pub mod wal_verify;
 
 // How it runs.
 pub mod cli;

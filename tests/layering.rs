@@ -28,6 +28,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("backup", &["config", "daemon", "cli", "restore"]),
     ("restore", &["config", "daemon", "cli", "backup", "primary"]),
     ("wal_fetch", &["config", "daemon", "cli", "backup", "primary"]),
+    ("wal_verify", &["config", "daemon", "cli", "backup", "primary"]),
     ("config", &["daemon", "cli", "receiver", "archiver", "backup", "restore"]),
     ("daemon", &["cli"]),
 ];

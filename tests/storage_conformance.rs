@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pgvault::codec::digest::sha256;
 use pgvault::storage::{
-    Body, ObjectKey, PutIfAbsent, PutOutcome, Storage, StorageContext, StorageErrorKind, StorageOptions, open,
+    Body, Level, ObjectKey, PutIfAbsent, PutOutcome, Storage, StorageContext, StorageErrorKind, StorageOptions, open,
 };
 use tempfile::TempDir;
 
@@ -297,6 +297,24 @@ async fn odd_keys_are_kept_as_they_are(place: Place) {
     assert_eq!(place.keys("pre/", None, None).await, ["pre/fix", "pre/fix.more"]);
 }
 
+async fn a_level_is_what_lies_right_below(place: Place) {
+    for name in
+        ["w/1.history", "w/log/a.zst", "w/log/a.tail/1-2.zst", "w/log/a.tail/2-3.zst", "w/log/b.zst", "w/log-2/c.zst"]
+    {
+        place.put(name, "x").await;
+    }
+    let level = place.store.list_level("w/").await.unwrap();
+    let keys = |level: &Level| -> Vec<String> { level.objects.iter().map(|info| info.key.to_string()).collect() };
+    assert_eq!(keys(&level), ["w/1.history"]);
+    let mut folders = level.folders.clone();
+    folders.sort();
+    assert_eq!(folders, ["log", "log-2"]);
+    let level = place.store.list_level("w/log/").await.unwrap();
+    assert_eq!((keys(&level), level.objects[0].size), (vec!["w/log/a.zst".to_owned(), "w/log/b.zst".to_owned()], 1));
+    assert_eq!(level.folders, ["a.tail"]);
+    assert_eq!(place.store.list_level("nothing/").await.unwrap(), Level::default());
+}
+
 async fn a_prefix_that_cannot_be_one_is_refused(place: Place) {
     for prefix in ["a", "/", "../", "a//", "a/../b/"] {
         assert_eq!(place.store.list(prefix, None, None).await.unwrap_err().kind, StorageErrorKind::Other, "{prefix}");
@@ -344,5 +362,6 @@ conformance!(
     a_file_that_is_not_what_was_announced_is_not_stored,
     a_very_large_file_is_stored_once,
     odd_keys_are_kept_as_they_are,
+    a_level_is_what_lies_right_below,
     a_prefix_that_cannot_be_one_is_refused,
 );

@@ -21,6 +21,7 @@ mod documents;
 mod failover;
 mod format_is_readable;
 mod fuzz_short;
+mod gaps;
 mod incremental_backups;
 mod kill_nine;
 mod layering;

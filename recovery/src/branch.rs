@@ -178,6 +178,13 @@ impl<'a> Branch<'a> {
         NotRecoverable::NoBackup { timeline: self.timeline(), waiting, others }
     }
 
+    /// Recorded losses at or after `end`, where the stored WAL of the branch ends: nothing is stored beyond them yet.
+    pub fn lost_at_end(&self, end: Lsn) -> impl Iterator<Item = Gap> + '_ {
+        let nothing_beyond = self.next_stored(end).is_none();
+        let lost = self.catalog.lost.iter().map(|lost| lost.gap);
+        lost.filter(move |gap| nothing_beyond && gap.start >= end && self.path.timeline_at(gap.start) == gap.timeline)
+    }
+
     /// All holes from `end` on, where a stretch ends.
     pub fn gaps_from(&self, end: Lsn) -> impl Iterator<Item = Gap> + '_ {
         std::iter::successors(self.gap_at(end), |gap| self.gap_at(self.reachable_end(gap.end)))

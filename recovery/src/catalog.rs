@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use wal::{Coverage, Lsn, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId, TimelinePath, WalRange};
+use wal::{
+    Coverage, Gap, Lsn, PgTime, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId, TimelinePath, WalRange,
+};
 
 use crate::Backup;
 
@@ -66,6 +68,17 @@ pub struct TailEnd {
     pub end: Lsn,
 }
 
+/// WAL that is known to be lost for ever, and why. It only explains: what is missing is told by the coverage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LostWal {
+    /// What was lost.
+    pub gap: Gap,
+    /// Why, in words for a person.
+    pub reason: String,
+    /// When it was found, where that can be read.
+    pub found_at: Option<PgTime>,
+}
+
 /// An immutable snapshot of what the repository holds of one lineage.
 #[derive(Clone, Debug)]
 pub struct Catalog {
@@ -83,12 +96,20 @@ pub struct Catalog {
     pub tails: Vec<TailEnd>,
     /// Stored history files. Timelines without one are roots.
     pub histories: BTreeMap<TimelineId, TimelineHistory>,
+    /// Recorded losses, by timeline and position. One that was filled after all explains nothing any more.
+    pub lost: Vec<LostWal>,
 }
 
 impl Catalog {
     /// The history of `timeline`: the stored one, or a root.
     pub fn history(&self, timeline: TimelineId) -> TimelineHistory {
         self.histories.get(&timeline).cloned().unwrap_or_else(|| TimelineHistory::root(timeline))
+    }
+
+    /// Whether the history file of `timeline` should be stored and is not. PostgreSQL recovers to no timeline but the first
+    /// without its history file (`validateRecoveryParameters` in xlogrecovery.c), and pgvault stores it before any WAL.
+    pub fn lacks_history(&self, timeline: TimelineId) -> bool {
+        timeline > TimelineId::FIRST && !self.histories.contains_key(&timeline)
     }
 
     /// Which segments recovery reads on the way to `timeline`.
@@ -109,6 +130,39 @@ impl Catalog {
             .collect()
     }
 
+    /// Why the WAL of this hole is missing: what was recorded of it.
+    pub fn reason_of(&self, hole: &Gap) -> String {
+        let known: Vec<&LostWal> = self.lost.iter().filter(|lost| overlap(&lost.gap, hole)).collect();
+        let Some(first) = known.first() else { return "not in the repository".to_owned() };
+        let mut reasons = vec![first.reason.as_str()];
+        reasons.extend(known.iter().skip(1).map(|lost| lost.reason.as_str()).filter(|reason| *reason != first.reason));
+        let reason = reasons.join("; ");
+        match self.unexplained(hole).first() {
+            None => reason,
+            Some(rest) => format!("{reason}; from {} to {} it is not in the repository", rest.start, rest.end),
+        }
+    }
+
+    /// The parts of a hole of which no loss was recorded: stored once perhaps, and gone since.
+    pub fn unexplained(&self, hole: &Gap) -> Vec<Gap> {
+        let mut known = Coverage::new();
+        for Gap { timeline, start, end } in self.lost.iter().map(|lost| lost.gap) {
+            known.insert(WalRange { timeline, start, end });
+        }
+        let mut rest = Vec::new();
+        let mut position = hole.start;
+        for range in known.ranges(hole.timeline).filter(|range| range.end > hole.start && range.start < hole.end) {
+            if position < range.start {
+                rest.push(Gap { timeline: hole.timeline, start: position, end: range.start });
+            }
+            position = position.max(range.end);
+        }
+        if position < hole.end {
+            rest.push(Gap { timeline: hole.timeline, start: position, end: hole.end });
+        }
+        rest
+    }
+
     /// Every timeline of which WAL or a history is stored, or a backup was taken.
     pub fn timelines(&self) -> Vec<TimelineId> {
         let mut timelines: Vec<TimelineId> = self.coverage.timelines().collect();
@@ -118,6 +172,10 @@ impl Catalog {
         timelines.dedup();
         timelines
     }
+}
+
+fn overlap(one: &Gap, other: &Gap) -> bool {
+    one.timeline == other.timeline && one.start < other.end && other.start < one.end
 }
 
 #[cfg(test)]
@@ -147,6 +205,7 @@ mod tests {
             coverage,
             tails: Vec::new(),
             histories: histories.into_iter().map(|history| (history.timeline(), history)).collect(),
+            lost: Vec::new(),
         };
         assert_eq!(catalog.fork_tails(), [range(1, 0x400, 0x500)]);
         catalog.histories.insert(timeline(4), history(4, "1\t0/200\tz\n"));

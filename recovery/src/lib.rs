@@ -23,7 +23,7 @@ mod window;
 
 pub use backup::{Backup, BackupId, BackupKind, BackupStatus, ParseBackupIdError, Tablespace};
 pub use branch::{Branch, SegmentSource, Stretch, branches, live_timeline, parting};
-pub use catalog::{Catalog, LineageId, ParseLineageIdError, TailEnd};
+pub use catalog::{Catalog, LineageId, LostWal, ParseLineageIdError, TailEnd};
 pub use data_path::{DataPath, InvalidDataPath};
 pub use facts::{Answer, CommitsAround, Facts, LastSettled, Question, RecordSpan, WalEnd};
 pub use not_recoverable::NotRecoverable;

@@ -66,6 +66,12 @@ pub enum NotRecoverable {
         /// The branch.
         timeline: TimelineId,
     },
+    /// The history file of the timeline is not stored: PostgreSQL recovers to no timeline but the first without it.
+    #[error("the history file of timeline {timeline} is not stored")]
+    NoHistory {
+        /// The timeline.
+        timeline: TimelineId,
+    },
     /// Nothing is known of this timeline.
     #[error("there is no timeline {timeline}")]
     UnknownTimeline {
@@ -129,4 +135,17 @@ pub enum NotRecoverable {
         /// The backup that would do.
         instead: BackupId,
     },
+}
+
+impl NotRecoverable {
+    /// The WAL whose absence is the reason.
+    pub fn missing(&self) -> Option<Gap> {
+        match self {
+            Self::InGap { gap, .. } | Self::GapAfterBackup { gap, .. } | Self::BackupNotUsable { missing: gap, .. } => {
+                Some(*gap)
+            }
+            Self::NoBackup { waiting, .. } => waiting.as_ref().map(|(_, gap)| *gap),
+            _ => None,
+        }
+    }
 }

@@ -188,6 +188,13 @@ impl From<NotRecoverable> for NoPlan {
 /// stored without a hole, and what stops it is in the stored WAL.
 pub fn plan(catalog: &Catalog, request: &RecoveryRequest, facts: &Facts) -> Result<RecoveryPlan, NoPlan> {
     let live = live_timeline(catalog).ok_or(NotRecoverable::NothingStored)?;
+    let wanted = match request.timeline {
+        Some(TargetTimeline::Number(timeline)) => timeline,
+        Some(TargetTimeline::Latest) | None => live,
+    };
+    if catalog.timelines().contains(&wanted) && catalog.lacks_history(wanted) {
+        return Err(NotRecoverable::NoHistory { timeline: wanted }.into());
+    }
     match request.timeline {
         Some(TargetTimeline::Latest) => plan_on(&Branch::new(catalog, live), request, facts),
         Some(TargetTimeline::Number(timeline)) => {
@@ -216,7 +223,10 @@ fn plan_on_other_branch(
     facts: &Facts,
 ) -> Result<RecoveryPlan, NoPlan> {
     let mut found: Vec<RecoveryPlan> = Vec::new();
-    for branch in branches(catalog).into_iter().filter(|branch| branch.timeline() != live) {
+    for branch in branches(catalog)
+        .into_iter()
+        .filter(|branch| branch.timeline() != live && !catalog.lacks_history(branch.timeline()))
+    {
         match plan_on(&branch, request, facts) {
             Ok(plan) => {
                 // The same moment on the way to several timelines is one moment.

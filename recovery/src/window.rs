@@ -121,10 +121,14 @@ impl Reach {
 /// What can be recovered from `catalog`; the error is what must be looked up in the WAL first.
 pub fn window(catalog: &Catalog, facts: &Facts) -> Result<Window, Question> {
     let mut window = Window { timelines: timelines(catalog), ..Window::default() };
-    for branch in branches(catalog) {
+    for branch in branches(catalog).into_iter().filter(|branch| !catalog.lacks_history(branch.timeline())) {
         let stretches = branch.stretches();
         for gap in stretches.first().into_iter().flat_map(|first| branch.gaps_from(first.end)) {
-            window.add_gap(gap);
+            window.add_gap(catalog, gap);
+        }
+        // Lost right at the end: nothing is stored beyond it yet.
+        for lost in stretches.last().into_iter().flat_map(|last| branch.lost_at_end(last.end)) {
+            window.add_gap(catalog, lost);
         }
         for stretch in stretches {
             let range = Reach::of(&branch, stretch, facts)?.range();
@@ -138,15 +142,11 @@ pub fn window(catalog: &Catalog, facts: &Facts) -> Result<Window, Question> {
 }
 
 impl Window {
-    fn add_gap(&mut self, gap: Gap) {
+    fn add_gap(&mut self, catalog: &Catalog, gap: Gap) {
         let known = self.gaps.iter().any(|known| known.timeline == gap.timeline && known.from_lsn == gap.start);
         if !known {
-            self.gaps.push(WindowGap {
-                timeline: gap.timeline,
-                from_lsn: gap.start,
-                to_lsn: gap.end,
-                reason: "not in the repository".to_owned(),
-            });
+            let reason = catalog.reason_of(&gap);
+            self.gaps.push(WindowGap { timeline: gap.timeline, from_lsn: gap.start, to_lsn: gap.end, reason });
         }
     }
 }

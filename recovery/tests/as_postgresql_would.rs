@@ -165,6 +165,7 @@ fn build(recipe: &Recipe) -> World {
         coverage,
         tails: Vec::new(),
         histories,
+        lost: Vec::new(),
     };
     for index in 0..catalog.backups.len() {
         if catalog.missing_wal_of(&catalog.backups[index]).is_some() {

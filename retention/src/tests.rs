@@ -65,6 +65,7 @@ fn catalog(backups: Vec<Backup>, stored: &[(u32, u64, u64)], histories: &[(u32, 
         coverage,
         tails: Vec::new(),
         histories: histories.iter().map(parse).collect(),
+        lost: Vec::new(),
     }
 }
 

@@ -347,8 +347,31 @@ pub enum Wal {
     Gaps(OfCluster),
     /// Make the primary finish its segment
     Switch(OfCluster),
-    /// Read stored WAL and compare (not available in this version)
-    Verify(Rest),
+    /// Read all stored WAL and prove that it is whole and one log
+    Verify(WalVerify),
+}
+
+/// `wal verify`
+#[derive(Args, Debug)]
+pub struct WalVerify {
+    /// Cluster
+    #[command(flatten)]
+    pub of: OfCluster,
+    /// From this position on
+    #[arg(long, value_name = "LSN")]
+    pub from: Option<Lsn>,
+    /// Up to this position
+    #[arg(long, value_name = "LSN")]
+    pub to: Option<Lsn>,
+    /// This timeline only
+    #[arg(long, value_name = "N")]
+    pub timeline: Option<TimelineId>,
+    /// From listings alone: look for what is missing, read no WAL
+    #[arg(long)]
+    pub quick: bool,
+    /// Pieces read at the same time
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: u16,
 }
 
 /// `wal fetch`

@@ -20,6 +20,7 @@ mod source;
 mod status;
 mod wal;
 mod wal_fetch;
+mod wal_verify;
 mod window;
 
 use std::any::Any;
@@ -120,6 +121,7 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Wal(Wal::List(of)) => wal::list(context, &of).await,
         Command::Wal(Wal::Gaps(of)) => wal::gaps(context, &of).await,
         Command::Wal(Wal::Switch(of)) => wal::switch(context, &of).await,
+        Command::Wal(Wal::Verify(args)) => wal_verify::run(context, &args).await,
         Command::Slot(Slot::Show(of)) => slot::show(context, &of).await,
         Command::Slot(Slot::Create(of)) => slot::create(context, &of).await,
         Command::Slot(Slot::Drop(of)) => slot::drop(context, &of).await,
@@ -138,7 +140,6 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Backup(Backup::Keep(_)) => not_available::command("backup keep"),
         Command::Backup(Backup::Release(_)) => not_available::command("backup release"),
         Command::Backup(Backup::Delete(_)) => not_available::command("backup delete"),
-        Command::Wal(Wal::Verify(_)) => not_available::command("wal verify"),
         Command::Repo(Repo::Stats(of)) => repo::stats(context, &of).await,
         Command::Repo(Repo::Copy(_)) => not_available::command("repo copy"),
         Command::Retention(_) => not_available::command("retention"),

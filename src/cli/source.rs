@@ -105,7 +105,9 @@ fn empty_view(config: &Config, cluster: &ClusterConfig) -> ClusterView {
         create_slot: cluster.create_slot,
         patroni: None,
         backup: BackupActivity::default(),
+        last_committed: None,
         failovers: Vec::new(),
+        wal_verified: None,
     }
 }
 

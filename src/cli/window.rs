@@ -110,5 +110,10 @@ fn screen(output: &Output, document: &Value) {
         let reason = text(&at["reason"]);
         let reason = reason.strip_prefix(time).map_or_else(|| reason.clone(), |rest| format!("it{rest}"));
         output.text(&output.paint(Color::Red, &format!("{time} cannot be recovered: {reason}")));
+        let commit = &at["commit_before"];
+        if !commit.is_null() {
+            let what = format!("{} at {}, transaction {}", shown(&commit["time"]), text(&commit["lsn"]), commit["xid"]);
+            output.text(&format!("  last commit before: {what}"));
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use recovery::Backup;
@@ -18,6 +19,10 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::primary::{CheckpointMode, ConnectOptions, Host, HostName, MaxRate};
 use crate::repository::LineageRepository;
 use crate::wal_pipeline::{StatusBoard, WalStatus};
+
+/// How long after a wish the daemon may take to be ready for it, and how often that is looked at.
+const START_WITHIN: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// What a backup needs besides the wish.
 #[derive(Debug)]
@@ -43,7 +48,7 @@ pub(super) async fn take(
     wish: BackupWish,
     cancel: &CancellationToken,
 ) -> Result<Backup> {
-    let lineage = stored::newest_lineage(&cluster.repository()?).await?;
+    let lineage = lineage_soon(cluster, cancel).await?;
     let progress = ProgressSender::new(BackupProgress::default());
     let mut told = progress.subscribe();
     let place = Place {
@@ -70,6 +75,30 @@ pub(super) async fn take(
                 });
             }
         }
+    }
+}
+
+/// The lineage to store into. Right after the start of a daemon its repository is not open yet, and before the first WAL
+/// arrives there is no lineage: that is waited for, for as long as nothing is known to be wrong.
+async fn lineage_soon(cluster: &Arc<Cluster>, cancel: &CancellationToken) -> Result<LineageRepository> {
+    let begun = cluster.clock().instant();
+    loop {
+        let found = match cluster.repository() {
+            Ok(repository) => stored::newest_lineage(&repository).await,
+            Err(error) => Err(error),
+        };
+        let error = match found {
+            Ok(lineage) => return Ok(lineage),
+            Err(error) => error,
+        };
+        let not_open_yet = error.code() == ErrorCode::RepositoryDenied && cluster.repository_is_opening();
+        let wrong = cluster.board().read(|status| status.error.is_some());
+        let begins = error.code() == ErrorCode::NotFound && !wrong;
+        let waited = cluster.clock().instant().saturating_duration_since(begun);
+        if cancel.is_cancelled() || waited > START_WITHIN || !(not_open_yet || begins) {
+            return Err(error);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

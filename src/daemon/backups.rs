@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backup_run;
 use super::cluster::Cluster;
+use super::gaps::{self, OpenGap};
 use super::schedule::{self, Past};
 use super::view::{BackupActivity, RunningBackup};
 use crate::error::{Error, ErrorCode, Result};
@@ -27,6 +28,15 @@ pub struct BackupWish {
     pub fast_checkpoint: bool,
     /// Bytes per second; `None`: the configuration's.
     pub max_rate: Option<u64>,
+}
+
+impl BackupWish {
+    /// The backup that follows a gap. With a fast checkpoint: until it is committed, nothing beyond the gap can be recovered.
+    fn after(gap: &OpenGap) -> Self {
+        let what = format!("timeline {} {}..{}: {}", gap.timeline, gap.from, gap.to, gap.reason);
+        let annotations = [("started_by".to_owned(), "gap".to_owned()), ("gap".to_owned(), what)].into();
+        Self { annotations, fast_checkpoint: true, ..Self::default() }
+    }
 }
 
 /// How a backup is to be read.
@@ -70,8 +80,8 @@ struct State {
     failures: Option<(DateTime<Utc>, u32)>,
     last_duration: Option<Duration>,
     last_error: Option<Error>,
-    // Start of the newest run that was committed: known before the repository is listed again.
-    last_committed: Option<DateTime<Utc>>,
+    // The newest run that was committed: known before the repository is listed again.
+    last_committed: Option<Backup>,
     next_due: Option<DateTime<Utc>>,
 }
 
@@ -151,7 +161,7 @@ impl Backups {
                 state.failures = None;
                 state.last_error = None;
                 state.last_duration = Some(took);
-                state.last_committed = Some(backup.started_at.to_datetime());
+                state.last_committed = Some(backup.clone());
             }
             Err(error) => {
                 state.counted.1 += 1;
@@ -167,7 +177,13 @@ impl Backups {
     /// What the schedule needs to know of runs that the repository does not show yet.
     fn past(&self) -> Past {
         let state = self.state();
-        Past { last_backup: state.last_committed, failures: state.failures, newest_gap: None }
+        let last_backup = state.last_committed.as_ref().map(|backup| backup.started_at.to_datetime());
+        Past { last_backup, failures: state.failures, open_gap: None }
+    }
+
+    /// The newest run that was committed.
+    pub(super) fn last_committed(&self) -> Option<Backup> {
+        self.state().last_committed.clone()
     }
 }
 
@@ -190,9 +206,10 @@ pub(super) async fn keep_taking(cluster: Arc<Cluster>, stop: CancellationToken) 
     let Some(mut asked) = Lent::take(backups) else { return };
     loop {
         let next = next(&cluster);
-        backups.state().next_due = next.map(|(due, _)| due);
-        let wait = next
-            .map_or(LOOK_EVERY, |(due, _)| (due - cluster.clock().now()).to_std().unwrap_or_default().min(LOOK_EVERY));
+        let due = next.map(|next| next.at);
+        backups.state().next_due = due;
+        let wait =
+            due.map_or(LOOK_EVERY, |due| (due - cluster.clock().now()).to_std().unwrap_or_default().min(LOOK_EVERY));
         let mut refreshed = cluster.refreshed();
         tokio::select! {
             Some((wish, reply)) = asked.receiver().recv() => {
@@ -202,10 +219,10 @@ pub(super) async fn keep_taking(cluster: Arc<Cluster>, stop: CancellationToken) 
                 take(&cluster, &mut asked, number, wish, &stop).await;
             }
             () = tokio::time::sleep(wait) => {
-                if let Some((due, why)) = self::next(&cluster) && due <= cluster.clock().now() {
-                    tracing::info!(cluster = %cluster.config.name, ?why, "a base backup is due");
+                if let Some(Due { at, why, wish }) = self::next(&cluster) && at <= cluster.clock().now() {
+                    tracing::info!(cluster = %cluster.config.name, ?why, annotations = ?wish.annotations, "a base backup is due");
                     let number = backups.begin(cluster.clock().now());
-                    take(&cluster, &mut asked, number, BackupWish::default(), &stop).await;
+                    take(&cluster, &mut asked, number, wish, &stop).await;
                 }
             }
             _ = refreshed.changed() => {}
@@ -215,23 +232,34 @@ pub(super) async fn keep_taking(cluster: Arc<Cluster>, stop: CancellationToken) 
 }
 
 /// What is due next. Nothing by itself before the repository was read: an unread repository is not an empty one.
-fn next(cluster: &Cluster) -> Option<(DateTime<Utc>, schedule::Why)> {
-    let (streaming, newest_gap) =
-        cluster.board().read(|status| (status.streaming(), status.gaps.iter().map(|gap| gap.at).max()));
-    let stored = cluster.stored();
+fn next(cluster: &Cluster) -> Option<Due> {
+    let view = cluster.view();
     // Before the first WAL there is no lineage to read; WAL that flows has made one.
-    let known = stored.is_some();
-    if !known || !streaming {
+    if view.stored.is_none() || !view.streaming() {
         return None;
     }
-    let backups = stored.map(|stored| stored.catalog.backups.clone()).unwrap_or_default();
-    let last_backup = backups
+    let last_backup = view
+        .backups()
         .iter()
         .rfind(|backup| backup.status != BackupStatus::Failed)
         .map(|backup| backup.started_at.to_datetime());
     let runs = cluster.backups.past();
-    let past = Past { last_backup: last_backup.max(runs.last_backup), newest_gap, ..runs };
-    schedule::next(cluster.config.schedule.as_ref(), &past, cluster.clock().now())
+    let open_gap = gaps::open(&view);
+    let past = Past {
+        last_backup: last_backup.max(runs.last_backup),
+        open_gap: open_gap.as_ref().map(|gap| gap.found_at),
+        ..runs
+    };
+    let (due, why) = schedule::next(cluster.config.schedule.as_ref(), &past, cluster.clock().now())?;
+    let wish = open_gap.filter(|_| why == schedule::Why::Gap).map(|gap| BackupWish::after(&gap)).unwrap_or_default();
+    Some(Due { at: due, why, wish })
+}
+
+/// A backup that starts by itself.
+struct Due {
+    at: DateTime<Utc>,
+    why: schedule::Why,
+    wish: BackupWish,
 }
 
 /// One run. Whoever asks for another meanwhile is told that this one runs.

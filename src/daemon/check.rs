@@ -11,9 +11,9 @@ use recovery::BackupStatus;
 use serde::Serialize;
 
 use super::probe::Probes;
-use super::schedule;
 use super::status::{counted, live_range};
-use super::view::ClusterView;
+use super::view::{ClusterView, Stored};
+use super::{gaps, schedule};
 use crate::error::Error;
 use crate::storage::PutIfAbsent;
 use patroni::patroni;
@@ -228,6 +228,11 @@ fn backups(view: &ClusterView, now: DateTime<Utc>) -> Finding {
     }
 }
 
+/// A timeline that lacks its history file. PostgreSQL recovers to none but the first without one.
+fn without_history(stored: &Stored) -> Option<wal::TimelineId> {
+    stored.catalog.timelines().into_iter().find(|&timeline| stored.catalog.lacks_history(timeline))
+}
+
 fn window(view: &ClusterView) -> Finding {
     let name = "window";
     let Some(stored) = view.stored.as_deref() else {
@@ -236,10 +241,20 @@ fn window(view: &ClusterView) -> Finding {
     let Some(range) = live_range(view) else {
         return Finding::new(name, Failed, "no moment can be recovered").fix("pgvault backup now --wait");
     };
+    if let Some(gap) = gaps::open(view) {
+        return Finding::new(name, Failed, gap.to_string()).fix("pgvault backup now --wait");
+    }
     let described = format!("from {} to {}", range.from.time, range.to.time);
-    match stored.window.gaps.len() {
+    if let Some(timeline) = without_history(stored) {
+        let message =
+            format!("the history file of timeline {timeline} is not in the repository: nothing on it can be recovered");
+        return Finding::new(name, Failed, message).fix("pgvault wal verify");
+    }
+    match gaps::all(view).len() {
         0 => Finding::new(name, Fine, described),
-        gaps => Finding::new(name, Warn, format!("{described}; {}", counted(gaps as u64, "gap"))).fix("pgvault window"),
+        gaps => {
+            Finding::new(name, Warn, format!("{described}; {}", counted(gaps as u64, "gap"))).fix("pgvault wal gaps")
+        }
     }
 }
 

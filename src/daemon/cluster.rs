@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::backups::Backups;
 use super::members::{KeptSlot, Members};
 use super::view::{BackupActivity, ClusterView, Failover, Member, Stored};
-use super::{open, pipeline_thread, stored};
+use super::{open, pipeline_thread, stored, verified};
 use crate::clock::Clock;
 use crate::config::{ClusterConfig, Config};
 use crate::error::{Error, ErrorCode, Result};
@@ -158,6 +158,11 @@ impl Cluster {
         }
     }
 
+    /// Whether the repository is being opened, and nothing is known to be wrong with it.
+    pub fn repository_is_opening(&self) -> bool {
+        self.repository.borrow().is_none() && self.known().repository_error.is_none()
+    }
+
     /// Notes why the repository cannot be used, or that it can.
     pub fn repository_state(&self, error: Option<Error>) {
         self.known().repository_error = error;
@@ -196,7 +201,9 @@ impl Cluster {
             create_slot: self.config.create_slot,
             patroni: (!self.config.patroni_urls.is_empty()).then(|| self.topology.borrow().clone()),
             backup,
+            last_committed: self.backups.last_committed(),
             failovers,
+            wal_verified: verified::last(&self.state_dir, &self.config.name, verified::Kind::Wal),
         }
     }
 

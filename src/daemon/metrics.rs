@@ -218,6 +218,8 @@ impl Metrics {
         for finding in findings {
             self.gauge("pgvault_check_ok", &[cluster, finding.name], finding.status.as_number());
         }
+        let wal_verified = view.wal_verified.map_or(0.0, |at| at.timestamp_millis() as f64 / 1e3);
+        self.gauge("pgvault_verify_last_success_timestamp_seconds", &[cluster, "wal"], wal_verified);
         for kind in ["manifest", "restore"] {
             self.gauge("pgvault_verify_last_success_timestamp_seconds", &[cluster, kind], 0.0);
         }
@@ -241,7 +243,7 @@ impl Metrics {
         }
         self.gauge("pgvault_rpo_seconds", &[cluster], wal.rpo_seconds);
         self.gauge("pgvault_rpo_target_seconds", &[cluster], view.max_rpo.as_secs_f64());
-        self.gauge("pgvault_wal_gaps", &[cluster], wal.gaps.len() as f64);
+        self.gauge("pgvault_wal_gaps", &[cluster], super::gaps::all(view).len() as f64);
         self.gauge("pgvault_wal_spool_segments", &[cluster], wal.spool_segments as f64);
         self.gauge("pgvault_wal_spool_bytes", &[cluster], wal.spool_bytes as f64);
         let until_full = wal.spool_time_left.map_or(f64::NAN, |left| left.as_secs_f64());
@@ -273,13 +275,19 @@ impl Metrics {
     fn set_slots(&self, view: &ClusterView) {
         let cluster = view.name.as_str();
         let Some(slot) = view.slot.as_deref() else { return };
+        let connected = view.wal.as_ref().and_then(|wal| wal.primary.as_ref());
+        let here = |member: &super::view::Member| {
+            connected.map_or(view.members.len() == 1, |(host, port)| member.host == *host && member.port == *port)
+        };
         for member in &view.members {
             let host = view.label_of(member);
             let labels = [cluster, slot, host.as_str()];
             let row = member.slots.iter().flatten().find(|row| row.name == slot);
             let looked = member.slots.is_some();
             let retained = row.and_then(|row| Some(member.current_lsn?.bytes_since(row.restart_lsn?)));
-            let lost = row.map_or(looked, |row| row.wal_status.as_deref() == Some("lost"));
+            // A slot that was made anew looks well: what it let go stays an alarm until a backup follows.
+            let open_gap = here(member) && super::gaps::open(view).is_some();
+            let lost = open_gap || row.map_or(looked, |row| row.wal_status.as_deref() == Some("lost"));
             let limit = member.settings.as_ref().and_then(|settings| settings.max_slot_wal_keep_size);
             self.gauge("pgvault_slot_active", &labels, f64::from(u8::from(row.is_some_and(|row| row.active))));
             self.gauge("pgvault_slot_retained_bytes", &labels, or_nan(retained));

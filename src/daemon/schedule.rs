@@ -11,8 +11,8 @@ pub struct Past {
     pub last_backup: Option<DateTime<Utc>>,
     /// End of the last run that failed, and how many have failed in a row.
     pub failures: Option<(DateTime<Utc>, u32)>,
-    /// When the newest gap in the WAL was found: what lies behind it needs a new backup.
-    pub newest_gap: Option<DateTime<Utc>>,
+    /// When a gap in the WAL was found that no backup follows yet: nothing beyond it can be recovered.
+    pub open_gap: Option<DateTime<Utc>>,
 }
 
 /// Why a backup is due.
@@ -28,13 +28,13 @@ pub enum Why {
 
 /// The next backup by itself: when, and why.
 ///
-/// A run that was missed because the daemon was down is made up for once. Without a schedule nothing starts by itself.
+/// A run that was missed because the daemon was down is made up for once. Without a schedule only a gap starts one: what
+/// was recoverable would otherwise end there for good.
 pub fn next(schedule: Option<&Schedule>, past: &Past, now: DateTime<Utc>) -> Option<(DateTime<Utc>, Why)> {
-    let schedule = schedule?;
-    let (due, why) = match (past.last_backup, past.newest_gap) {
-        (None, _) => (now, Why::First),
-        (Some(last), Some(gap)) if gap > last => (gap, Why::Gap),
-        (Some(last), _) => (occurrence_after(schedule, last)?, Why::Scheduled),
+    let (due, why) = match (past.open_gap, past.last_backup) {
+        (Some(found), _) => (found, Why::Gap),
+        (None, None) => schedule.map(|_| (now, Why::First))?,
+        (None, Some(last)) => (occurrence_after(schedule?, last)?, Why::Scheduled),
     };
     match past.failures {
         Some((failed, count)) => Some((due.max(failed + delay_after(count)), why)),
@@ -110,12 +110,16 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_makes_a_backup_due_until_one_follows_it() {
+    fn an_open_gap_makes_a_backup_due_with_and_without_a_schedule() {
         let gap = at("2026-11-20T11:00:00Z");
-        let before = Past { last_backup: Some(at("2026-11-20T03:00:00Z")), newest_gap: Some(gap), ..Past::default() };
-        assert_eq!(next(Some(&schedule("0 3 * * *", "UTC")), &before, at(NOW)), Some((gap, Why::Gap)));
-        let after = Past { last_backup: Some(at("2026-11-20T11:01:00Z")), newest_gap: Some(gap), ..Past::default() };
-        assert_eq!(next(Some(&schedule("0 3 * * *", "UTC")), &after, at(NOW)).unwrap().1, Why::Scheduled);
+        let past = Past { last_backup: Some(at("2026-11-20T03:00:00Z")), open_gap: Some(gap), ..Past::default() };
+        assert_eq!(next(Some(&schedule("0 3 * * *", "UTC")), &past, at(NOW)), Some((gap, Why::Gap)));
+        assert_eq!(next(None, &past, at(NOW)), Some((gap, Why::Gap)));
+        let failed = Past { failures: Some((at(NOW), 2)), ..past.clone() };
+        assert_eq!(next(None, &failed, at(NOW)), Some((at(NOW) + TimeDelta::minutes(2), Why::Gap)));
+        let closed = Past { open_gap: None, ..past };
+        assert_eq!(next(Some(&schedule("0 3 * * *", "UTC")), &closed, at(NOW)).unwrap().1, Why::Scheduled);
+        assert_eq!(next(None, &closed, at(NOW)), None);
     }
 
     #[test]

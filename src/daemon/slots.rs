@@ -178,6 +178,7 @@ fn describe(act: Act) -> Option<String> {
         Act::Renew => "slot was lost and is made anew",
         Act::Drop => "slot dropped: the member is on a branch that was left",
         Act::Leave(Why::LeftLately) => "the member is on a branch that was left: its slot goes unless it comes back",
+        Act::Leave(Why::Left) => "the member is on a branch that was left: no slot is made on it",
         Act::Leave(Why::OtherBranch) => "the member is on another branch: its slot is left alone",
         Act::Leave(Why::NotOurs) => "a logical slot has our name: it is left alone",
         Act::Leave(_) | Act::AskBranch | Act::Advance(_) | Act::Touch(_) => return None,

@@ -8,8 +8,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use recovery::{Backup, BackupId, BackupKind, BackupStatus};
 use wal::{Lsn, PgTime};
 
-use super::schedule;
 use super::view::{ClusterView, Member, RunningBackup};
+use super::{gaps, schedule};
 use crate::primary::ServerVersion;
 use crate::wal_pipeline::{SpoolLevel, WalStatus};
 
@@ -134,12 +134,10 @@ fn slots(view: &ClusterView) -> Vec<SlotSummary> {
 
 /// The range that a person means by "how far back, and until when": the one whose end moves on with the WAL.
 fn window(view: &ClusterView) -> WindowSummary {
-    let Some(stored) = view.stored.as_deref() else { return WindowSummary::default() };
-    let Some(range) = live_range(view) else {
-        return WindowSummary { gaps: stored.window.gaps.len(), ..WindowSummary::default() };
-    };
+    let gaps = gaps::all(view).len();
+    let Some(range) = live_range(view) else { return WindowSummary { gaps, ..WindowSummary::default() } };
     let live_end = view.wal.as_ref().and_then(|wal| wal.last_archived_commit).map(|commit| commit.time);
-    WindowSummary { from: Some(range.from.time), to: Some(range.to.time).max(live_end), gaps: stored.window.gaps.len() }
+    WindowSummary { from: Some(range.from.time), to: Some(range.to.time).max(live_end), gaps }
 }
 
 /// The recoverable range that ends last on the live branch.
@@ -258,9 +256,12 @@ fn verdict(view: &ClusterView, now: DateTime<Utc>) -> (State, Vec<String>) {
     if let Some(error) = &view.repository_error {
         critical.push(format!("repository: {}", error.in_one_line()));
     }
-    let gaps = view.stored.as_deref().map_or(0, |stored| stored.window.gaps.len());
+    if let Some(gap) = gaps::open(view) {
+        critical.push(gap.to_string());
+    }
+    let gaps = gaps::all(view).len();
     if gaps > 0 {
-        warning.push(format!("{} in the stored WAL", counted(gaps as u64, "gap")));
+        warning.push(format!("{} in the stored WAL: pgvault wal gaps", counted(gaps as u64, "gap")));
     }
     backup_verdict(view, now, &mut critical, &mut warning);
     let state = match (critical.is_empty(), warning.is_empty()) {

@@ -46,7 +46,7 @@ pub fn read(lineage: &LineageRepository, now: DateTime<Utc>) -> BoxFuture<'_, Re
 }
 
 async fn read_all(lineage: &LineageRepository, now: DateTime<Utc>) -> Result<Stored> {
-    let inventory = lineage.inventory().await?;
+    let inventory = lineage.survey().await?;
     let catalog = lineage.catalog_of(&inventory).await?;
     let window = restore::window(lineage, &catalog).await?;
     let bytes = bytes(&inventory, &catalog);

@@ -49,8 +49,12 @@ pub struct ClusterView {
     pub patroni: Option<Topology>,
     /// Base backups of this daemon.
     pub backup: BackupActivity,
+    /// The newest one that was committed: known before the repository is listed again.
+    pub last_committed: Option<Backup>,
     /// Changes of the primary that this daemon has followed.
     pub failovers: Vec<Failover>,
+    /// When all stored WAL was last read and found whole.
+    pub wal_verified: Option<DateTime<Utc>>,
 }
 
 /// What the repository holds of a cluster's newest lineage.
@@ -246,7 +250,9 @@ pub(super) mod samples {
             create_slot: true,
             patroni: None,
             backup: BackupActivity::default(),
+            last_committed: None,
             failovers: Vec::new(),
+            wal_verified: None,
         }
     }
 
@@ -293,6 +299,7 @@ pub(super) mod samples {
             coverage: Coverage::new(),
             tails: Vec::new(),
             histories: BTreeMap::new(),
+            lost: Vec::new(),
         };
         let window = Window { ranges: ranges.into_iter().collect(), ..Window::default() };
         Arc::new(Stored { read_at: at(NOW), catalog, window, bytes: StoredBytes { base: 1, wal: 2, meta: 3 } })
@@ -320,6 +327,7 @@ pub(super) mod samples {
                 wal_status: Some("reserved".to_owned()),
                 restart_lsn: Some(Lsn::new(0x500_0000)),
                 safe_wal_size: Some(8 << 30),
+                invalidation_reason: None,
             }]),
             replication: Some(Vec::new()),
             current_lsn: Some(Lsn::new(0x500_0148)),

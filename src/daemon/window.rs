@@ -1,6 +1,6 @@
 //! To which moments one can go back: the documents of INTERFACE section 4, `window`.
 
-use recovery::{BackupId, Catalog, LineageId, RecoveryRequest, RecoveryTarget, TimelineFork, Window};
+use recovery::{BackupId, Catalog, LineageId, NotRecoverable, RecoveryRequest, RecoveryTarget, TimelineFork, Window};
 use serde::Serialize;
 use wal::{Lsn, PgTime, TimelineId, XactMark};
 
@@ -159,6 +159,34 @@ pub async fn at(lineage: &LineageRepository, catalog: &Catalog, time: PgTime) ->
             commit_after: plan.commit_after.map(Commit::from),
             ..answer
         },
-        Err(reason) => At { reason: Some(reason.to_string()), ..answer },
+        Err(reason) => {
+            let error = restore::refused(lineage, catalog, &reason);
+            let told = std::iter::once(reason.to_string()).chain(error.causes().iter().cloned());
+            let commit_before = match nearest_before(&reason) {
+                Some(before) => last_commit(lineage, catalog, before).await?,
+                None => None,
+            };
+            At { reason: Some(told.collect::<Vec<_>>().join("; ")), commit_before, ..answer }
+        }
     })
+}
+
+/// The last moment before an unreachable one that can be recovered.
+fn nearest_before(reason: &NotRecoverable) -> Option<recovery::Moment> {
+    match reason {
+        NotRecoverable::AfterLastCommit { latest, .. } => Some(*latest),
+        NotRecoverable::InGap { before, .. } => Some(*before),
+        _ => None,
+    }
+}
+
+/// The last commit up to a moment that can be recovered.
+async fn last_commit(
+    lineage: &LineageRepository,
+    catalog: &Catalog,
+    moment: recovery::Moment,
+) -> Result<Option<Commit>> {
+    let request = RecoveryRequest::new(RecoveryTarget::Lsn(moment.lsn));
+    let plan = restore::recovery_plan(lineage, catalog, &request).await?;
+    Ok(plan.ok().and_then(|plan| plan.commit_before).map(Commit::from))
 }

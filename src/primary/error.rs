@@ -210,6 +210,12 @@ impl PgError {
         self.sqlstate() == Some("58P01")
     }
 
+    /// The slot that was named was invalidated (55000), which READ_REPLICATION_SLOT does not always show: a slot that was
+    /// idle for too long keeps its position (`ReplicationSlotAcquire` in slot.c).
+    pub fn is_invalidated_slot(&self) -> bool {
+        self.sqlstate() == Some("55000")
+    }
+
     /// The slot that was named does not exist (42704), or `pg_drop_replication_slot` was faster.
     pub fn is_missing_slot(&self) -> bool {
         self.sqlstate() == Some("42704")

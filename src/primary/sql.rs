@@ -28,6 +28,8 @@ pub struct SlotRow {
     pub restart_lsn: Option<Lsn>,
     /// How many bytes can be written before it is in danger of being lost; `None` without `max_slot_wal_keep_size`.
     pub safe_wal_size: Option<i64>,
+    /// Why it is lost, in the server's word: `wal_removed`, `idle_timeout`; `None` before PostgreSQL 17.
+    pub invalidation_reason: Option<String>,
 }
 
 /// A row of `pg_stat_replication`. What the role may not see is `None`.

@@ -8,6 +8,7 @@ mod cadence;
 mod contact;
 mod follow;
 mod group_commit;
+mod identity;
 mod intake;
 mod refetch;
 mod session;
@@ -38,20 +39,18 @@ use self::cadence::Cadence;
 use self::follow::{Follower, Source, elsewhere};
 use self::intake::Intake;
 use self::session::{Session, SessionEnd};
+use self::slot::{SlotFate, SlotFound, SlotUse};
 use self::trouble::{Pause, Trouble};
 use crate::clock::Clock;
-use crate::error::{Error, ErrorCode};
 use crate::fault_point;
 use crate::primary::{ConnectOptions, WalStream};
 use crate::spool::{Held, HeldPrefix, Spool, SpoolError};
-use crate::wal_pipeline::{Failover, FollowedBranch, GapRecord, GapStore, StatusBoard, WalSettings, WalState};
+use crate::wal_pipeline::{FollowedBranch, GapRecord, GapStore, StatusBoard, WalSettings, WalState};
 
 /// How often the same WAL may be missing on the server, though its slot claims to keep it, before we go on without it.
 const PATIENCE_WITH_MISSING_WAL: u32 = 3;
 /// How often a member is asked for what another has removed, when the connection breaks meanwhile.
 const PATIENCE_WITH_A_LENDER: u32 = 3;
-/// How many changes of the timeline are remembered.
-const FAILOVERS_KEPT: usize = 50;
 /// How soon the same trouble is logged again.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 
@@ -70,6 +69,10 @@ pub(crate) struct Receiver {
     pub(crate) stored: Option<(TimelineId, Lsn)>,
     /// WAL that the server said it has no more, and how often it said so.
     pub(crate) removed: Option<Removed>,
+    /// The server would not stream from the slot.
+    pub(crate) slot_refused: bool,
+    /// What had become of the slot when it was last made anew.
+    pub(crate) slot_fate: Option<SlotMadeAnew>,
     /// A write or fsync failed: the spool is verified before anything else is taken in.
     pub(crate) suspect: bool,
     /// Who else may say which member leads.
@@ -112,6 +115,13 @@ pub(crate) struct Removed {
     times: u32,
     /// How often each member was asked for it in vain, the server that we follow included.
     asked: BTreeMap<usize, u32>,
+}
+
+/// The slot was made anew: what had become of it, and where what we held ended then.
+#[derive(Clone, Debug)]
+pub(crate) struct SlotMadeAnew {
+    fate: SlotFate,
+    held: Option<Lsn>,
 }
 
 impl Receiver {
@@ -219,7 +229,8 @@ impl Receiver {
     /// Everything before the first byte. May be dropped at any time: nothing is acknowledged before it is done.
     async fn prepare(&mut self, follower: &mut Follower) -> Result<Ready, Trouble> {
         let source = self.find_source(follower).await?;
-        let met = contact(&follower.options_for(source.member)).await?;
+        let options = follower.options_for(source.member);
+        let met = contact(&options).await?;
         let source = Source { standby: met.in_recovery || source.until.is_some(), ..source };
         self.check_identity(&met)?;
         self.compare_histories(&met)?;
@@ -227,7 +238,10 @@ impl Receiver {
         // A lender keeps what it has for a moment without any.
         let slot = self.settings.slot.clone().filter(|_| source.until.is_none());
         let kept_from = match &slot {
-            Some(name) => slot::ensure(&mut connection, name, self.settings.create_slot).await?,
+            Some(name) => {
+                let found = slot::ensure(&mut connection, &options, name, self.slot_use()).await?;
+                self.note_slot(found)
+            }
             None => None,
         };
         let gaps = self.board.read(|status| status.gaps.len());
@@ -246,52 +260,11 @@ impl Receiver {
         let history = self.spool.history(timeline)?;
         let durable = intake.durable();
         self.board.update(|status| status.followed = Some(FollowedBranch { history, durable }));
-        let stream = connection.start_replication(slot.as_ref(), start, timeline).await?;
+        let started = connection.start_replication(slot.as_ref(), start, timeline).await;
+        self.slot_refused = matches!(&started, Err(error) if error.is_invalidated_slot());
+        let stream = started?;
         self.without_since = None;
         Ok(Ready { stream, intake, timeline, start, cadence, source })
-    }
-
-    /// Tells whom we stream from, and that a new timeline is followed.
-    fn note_source(
-        &mut self,
-        source: Source,
-        host: &(String, u16),
-        version: u32,
-        timeline: TimelineId,
-        server: &ServerPosition,
-        gap: bool,
-    ) {
-        let held = self.held().map(|held| held.timeline);
-        let before = self.followed.or(held);
-        let at = self.clock.now();
-        self.board.update(|status| {
-            // Nothing of the new timeline is held yet: what is missing is missing at the switch.
-            if let Some(last) =
-                status.failovers.last_mut().filter(|last| gap && last.timeline == timeline && held < Some(timeline))
-            {
-                last.gap = true;
-            }
-            if let Some(left) = before.filter(|&before| before < timeline) {
-                let lsn = server.history.switch_point_of(left);
-                status.failovers.push(Failover {
-                    at,
-                    from: status.source.clone(),
-                    to: host.clone(),
-                    lsn,
-                    timeline,
-                    gap,
-                });
-                let excess = status.failovers.len().saturating_sub(FAILOVERS_KEPT);
-                status.failovers.drain(..excess);
-                status.counters.timeline_switches += 1;
-            }
-            status.source = Some(host.clone());
-            status.primary = (!source.standby).then(|| host.clone());
-            status.postgres_version = Some(version);
-            status.slot = self.settings.slot.as_ref().map(ToString::to_string);
-            status.slot_lost = None;
-        });
-        self.followed = before.max(Some(timeline));
     }
 
     /// A spool that is full must have room again before a connection is worth its while. Waits for it in silence, since
@@ -318,59 +291,6 @@ impl Receiver {
         if self.suspect {
             self.spool.verify_again()?;
             self.suspect = false;
-        }
-        Ok(())
-    }
-
-    /// The server must be the one whose WAL we hold.
-    fn check_identity(&self, met: &Contact) -> Result<(), Trouble> {
-        let (ours, theirs) = (self.spool.system_identifier(), met.system_identifier);
-        let cluster = &self.settings.cluster;
-        let refused = |fact: String| {
-            Err(Trouble::Refused(
-                Error::new(ErrorCode::ForeignCluster, format!("the server is not cluster \"{cluster}\""))
-                    .because(fact)
-                    .because("WAL of two clusters must not be joined: a restore would be silently wrong")
-                    .help("point conninfo at the right server, or give this one a cluster name of its own")
-                    .help(format!("or begin a new lineage with this one: pgvault serve --new-lineage {cluster}")),
-            ))
-        };
-        if ours != theirs {
-            return refused(format!("the server has system identifier {theirs}, what is stored has {ours}"));
-        }
-        let (ours, theirs) = (self.spool.segment_size().bytes(), met.segment_size.bytes());
-        if ours != theirs {
-            return refused(format!("the server's WAL segments have {theirs} bytes, those stored have {ours}"));
-        }
-        Ok(())
-    }
-
-    /// Every history file that the server tells must be the one we know. A new one is kept only when the server is followed:
-    /// another server's would stand in the way of the right one.
-    fn compare_histories(&self, met: &Contact) -> Result<(), Trouble> {
-        for (timeline, bytes) in &met.history_files {
-            if let Some(kept) = self.spool.history_bytes(*timeline)?.filter(|kept| kept != bytes) {
-                let line = |bytes: &[u8]| {
-                    let text = String::from_utf8_lossy(bytes);
-                    text.lines().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>().join("; ")
-                };
-                return Err(Trouble::Refused(
-                    Error::new(
-                        ErrorCode::ForeignCluster,
-                        format!(
-                            "the server tells another history of timeline {timeline} of \"{}\"",
-                            self.settings.cluster
-                        ),
-                    )
-                    .because(format!("the server says: {}", line(bytes)))
-                    .because(format!("what is stored says: {}", line(&kept)))
-                    .help("point conninfo at the right server, or give this one a cluster name of its own")
-                    .help(format!(
-                        "or begin a new lineage with this one: pgvault serve --new-lineage {}",
-                        self.settings.cluster
-                    )),
-                ));
-            }
         }
         Ok(())
     }
@@ -442,19 +362,39 @@ impl Receiver {
             return Ok((removed.timeline, removed.start));
         }
         let at = self.clock.now();
+        let reason = self.why_removed(held.end, kept_from);
+        tracing::error!(from = %held.end, to = %start, reason, "WAL is lost: a gap is recorded");
         let gaps = TimelinePath::new(&server.history, size)
             .legs(held.end, start)
-            .map(|leg| GapRecord {
-                timeline: leg.timeline,
-                from: leg.start,
-                to: leg.end,
-                reason: "the server removed the WAL before it was received".to_owned(),
-                at,
-            })
+            .map(|leg| GapRecord { timeline: leg.timeline, from: leg.start, to: leg.end, reason: reason.clone(), at })
             .collect();
         self.gaps.record(gaps).map_err(Trouble::Own)?;
-        tracing::error!(from = %held.end, to = %start, "WAL is lost: a gap was recorded");
         Ok((timeline, start))
+    }
+
+    fn slot_use(&self) -> SlotUse {
+        SlotUse { create: self.settings.create_slot, refused: self.slot_refused }
+    }
+
+    /// Keeps in mind what had become of the slot: once it is made anew, nobody else can tell.
+    fn note_slot(&mut self, found: SlotFound) -> Option<Lsn> {
+        if let Some(fate) = found.fate {
+            self.slot_fate = Some(SlotMadeAnew { fate, held: self.held().map(|held| held.end) });
+        }
+        found.kept_from
+    }
+
+    /// Why the server has no more what follows `held`, in words for a person.
+    fn why_removed(&self, held: Lsn, kept_from: Option<Lsn>) -> String {
+        let removed = "the server removed the WAL before it was received";
+        match (&self.slot_fate, kept_from) {
+            _ if self.settings.slot.is_none() => format!("{removed}: no replication slot kept it"),
+            (Some(SlotMadeAnew { fate, held: then }), _) if *then == Some(held) => format!("{fate}, and {removed}"),
+            (_, Some(kept_from)) if kept_from > held => {
+                format!("{removed}: the replication slot was made anew and keeps WAL from {kept_from} on only")
+            }
+            _ => format!("{removed}, which the replication slot should have kept"),
+        }
     }
 
     /// What we hold without a gap: the later of spool and repository.

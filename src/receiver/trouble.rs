@@ -120,7 +120,9 @@ impl Trouble {
             {
                 Pause::ForTheNext
             }
-            Self::Postgres(error) if error.is_transient() || error.is_wal_removed() => Pause::Growing,
+            Self::Postgres(error) if error.is_transient() || error.is_wal_removed() || error.is_invalidated_slot() => {
+                Pause::Growing
+            }
             // A password that is being changed here and there is right again in a moment.
             Self::Postgres(error) if error.is_login_refused() => Pause::Growing,
             Self::Spool(error) if error.is_no_space() => Pause::ForRoom,
@@ -135,7 +137,11 @@ impl Trouble {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::Postgres(PgError::Auth { .. } | PgError::Refused(_) | PgError::Tls { .. }) => "auth",
-            Self::Postgres(error) if error.is_wal_removed() || error.is_slot_in_use() => "slot",
+            Self::Postgres(error)
+                if error.is_wal_removed() || error.is_slot_in_use() || error.is_invalidated_slot() =>
+            {
+                "slot"
+            }
             Self::Postgres(error) if error.is_transient() => "network",
             Self::NoSource(_) | Self::Silent(_) => "network",
             Self::SlotLost(_) => "slot",

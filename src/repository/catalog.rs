@@ -22,7 +22,7 @@ impl LineageRepository {
     /// Reads what is stored, as one snapshot: one listing, every history, every manifest. Whatever cannot be read is an
     /// error: a catalog that silently lacks something would let retention delete what is needed.
     pub async fn catalog(&self) -> RepositoryResult<Catalog> {
-        let inventory = self.inventory().await?;
+        let inventory = self.survey().await?;
         self.catalog_of(&inventory).await
     }
 
@@ -46,6 +46,7 @@ impl LineageRepository {
             coverage,
             tails,
             histories,
+            lost: self.lost(&inventory.gaps).await?,
         };
         catalog.backups = self.committed_backups(inventory, &catalog).await?;
         Ok(catalog)
@@ -53,7 +54,7 @@ impl LineageRepository {
 
     fn tails_of_incomplete_segments(&self, inventory: &Inventory) -> RepositoryResult<Vec<TailEnd>> {
         let mut by_segment: BTreeMap<SegmentName, Vec<TailName>> = BTreeMap::new();
-        for &tail in inventory.tails.keys().filter(|tail| !inventory.segments.contains_key(&tail.segment)) {
+        for tail in incomplete(inventory) {
             by_segment.entry(tail.segment).or_default().push(tail);
         }
         let mut ends = Vec::new();
@@ -121,4 +122,9 @@ impl LineageRepository {
             Err(RepositoryError::damaged(&key, what))
         }
     }
+}
+
+/// Pieces of segments that are not stored whole.
+fn incomplete(inventory: &Inventory) -> impl Iterator<Item = TailName> + '_ {
+    inventory.tails.keys().copied().filter(|tail| !inventory.segments.contains_key(&tail.segment))
 }

@@ -49,8 +49,21 @@ pub enum LineageObject {
     Manifest(BackupId),
     /// An event in a backup's life.
     Mark(BackupId, u32, MarkKind),
+    /// What is known of WAL that was lost.
+    Gap(GapName),
     /// Bytes that were refused because `name` already held others.
     Conflict(Sha256, String),
+}
+
+/// Which WAL was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GapName {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// First missing byte.
+    pub from: Lsn,
+    /// First byte that is there again.
+    pub to: Lsn,
 }
 
 /// Which part of a segment a tail object holds.
@@ -227,6 +240,16 @@ impl LineageKeys {
         format!("{}{}/", self.prefix(), tail_folder(segment))
     }
 
+    /// Prefix of what is known of lost WAL.
+    pub fn gaps_prefix(&self) -> String {
+        format!("{}gaps/", self.prefix())
+    }
+
+    /// Prefix of refused bytes.
+    pub fn conflict_prefix(&self) -> String {
+        format!("{}conflict/", self.prefix())
+    }
+
     /// Prefix of all backups.
     pub fn backups_prefix(&self) -> String {
         format!("{}backups/", self.prefix())
@@ -266,6 +289,9 @@ impl fmt::Display for LineageObject {
             Self::PostgresManifest(backup, hash) => write!(f, "backups/{backup}/backup_manifest-{hash}.zst"),
             Self::Manifest(backup) => write!(f, "backups/{backup}/manifest"),
             Self::Mark(backup, number, what) => write!(f, "backups/{backup}/marks/{number:05}-{what}"),
+            Self::Gap(GapName { timeline, from, to }) => {
+                write!(f, "gaps/{}-{}-{}.json", timeline.hex(), from.to_sortable(), to.to_sortable())
+            }
             Self::Conflict(sha256, name) => write!(f, "conflict/{}-{name}", hex::encode(sha256)),
         }
     }
@@ -299,6 +325,12 @@ impl LineageObject {
             ["backups", backup, file] => {
                 let hash = file.strip_prefix("backup_manifest-")?.strip_suffix(".zst")?;
                 Some(Self::PostgresManifest(backup.parse().ok()?, short_hash(hash)?))
+            }
+            ["gaps", file] => {
+                let mut words = file.strip_suffix(".json")?.split('-');
+                let timeline = TimelineId::from_hex(words.next()?).ok()?;
+                let (from, to) = (Lsn::from_sortable(words.next()?).ok()?, Lsn::from_sortable(words.next()?).ok()?);
+                (from < to && words.next().is_none()).then_some(Self::Gap(GapName { timeline, from, to }))
             }
             ["conflict", file] => {
                 let (hash, name) = file.split_once('-')?;

@@ -28,7 +28,7 @@ pub use facts::{recovery_plan, window};
 pub use owner::Owner;
 pub use plan::{Place, RestorePlan, plan};
 pub use progress::{RestorePhase, RestoreProgress, RestoreProgressSender};
-pub use refusal::not_recoverable;
+pub use refusal::{not_recoverable, refused};
 
 /// What a person asks `recover` for.
 #[derive(Clone, Debug)]

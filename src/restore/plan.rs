@@ -199,7 +199,7 @@ pub async fn plan(lineage: &LineageRepository, request: &RestoreRequest) -> Resu
 async fn plan_recovery(lineage: &LineageRepository, request: &RestoreRequest) -> Result<(Inventory, RecoveryPlan)> {
     let mut looks = 0;
     loop {
-        let inventory = lineage.inventory().await?;
+        let inventory = lineage.survey().await?;
         let catalog = lineage.catalog_of(&inventory).await?;
         looks += 1;
         match facts::recovery_plan(lineage, &catalog, &request.recovery).await? {
@@ -207,7 +207,7 @@ async fn plan_recovery(lineage: &LineageRepository, request: &RestoreRequest) ->
             Err(NotRecoverable::InGap { target: RecoveryTarget::Latest, .. }) if looks < GAP_LOOKS => {
                 tokio::time::sleep(GAP_PAUSE).await;
             }
-            Err(reason) => return Err(refusal::not_recoverable(lineage.cluster().as_str(), &reason)),
+            Err(reason) => return Err(refusal::refused(lineage, &catalog, &reason)),
         }
     }
 }

@@ -1,8 +1,32 @@
 //! Why something cannot be recovered, as a person is told.
 
-use recovery::{Moment, NotRecoverable};
+use recovery::{Catalog, Moment, NotRecoverable};
+use wal::{Gap, SegmentName};
 
 use crate::error::{Error, ErrorCode};
+use crate::repository::LineageRepository;
+use crate::repository::layout::LineageObject;
+
+/// The refusal of a recovery from what is stored of a lineage: which WAL is missing, why, and under which key it should lie.
+pub fn refused(lineage: &LineageRepository, catalog: &Catalog, reason: &NotRecoverable) -> Error {
+    let error = not_recoverable(lineage.cluster().as_str(), reason);
+    if let NotRecoverable::NoHistory { timeline } = reason {
+        return error.because(format!("missing object: {}", lineage.keys().key(&LineageObject::History(*timeline))));
+    }
+    let Some(gap) = reason.missing() else { return error };
+    let error = error.because(format!("why WAL is missing from {}: {}", gap.start, catalog.reason_of(&gap)));
+    // What is known to be lost was never stored.
+    let gone = catalog.unexplained(&gap);
+    gone.iter().fold(error, |error, gap| error.because(missing_objects(lineage, gap)))
+}
+
+/// Names what should be stored of a hole.
+fn missing_objects(lineage: &LineageRepository, gap: &Gap) -> String {
+    let size = lineage.segment_size();
+    let key = |lsn| lineage.keys().key(&LineageObject::Segment(SegmentName::containing(gap.timeline, lsn, size)));
+    let (first, last) = (key(gap.start), key(gap.end.saturating_sub(1)));
+    if first == last { format!("missing object: {first}") } else { format!("missing objects: {first} to {last}") }
+}
 
 /// The refusal of a recovery of `cluster`.
 pub fn not_recoverable(cluster: &str, reason: &NotRecoverable) -> Error {
@@ -54,6 +78,11 @@ pub fn not_recoverable(cluster: &str, reason: &NotRecoverable) -> Error {
             .help(see_window),
         NotRecoverable::UnknownName { .. } => refuse(ErrorCode::TargetUnknown)
             .because("PostgreSQL would replay all WAL and then stop with an error")
+            .help(see_window),
+        NotRecoverable::NoHistory { timeline } => refuse(ErrorCode::Damaged)
+            .because("it was stored before any WAL of the timeline, and PostgreSQL does not recover to a timeline without it")
+            .help(format!("a server of the cluster may still have it: pg_wal/{}", timeline.history_file_name()))
+            .help("recover on another timeline: --timeline N")
             .help(see_window),
         NotRecoverable::UnknownTimeline { known, .. } => {
             let known: Vec<String> = known.iter().map(ToString::to_string).collect();

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{Body, Capabilities, ObjectInfo, ObjectKey, PutOutcome, Sha256, Storage, StorageResult};
+use super::{Body, Capabilities, Level, ObjectInfo, ObjectKey, PutOutcome, Sha256, Storage, StorageResult};
 
 /// A store that gets at most so many requests at a time; the others wait in the order in which they came.
 #[derive(Debug)]
@@ -58,6 +58,11 @@ impl Storage for Limited {
     async fn list_folders(&self, prefix: &str) -> StorageResult<Vec<String>> {
         let _slot = self.slot().await;
         self.inner.list_folders(prefix).await
+    }
+
+    async fn list_level(&self, prefix: &str) -> StorageResult<Level> {
+        let _slot = self.slot().await;
+        self.inner.list_level(prefix).await
     }
 
     async fn delete(&self, keys: &[ObjectKey]) -> StorageResult<()> {

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use super::{
-    Body, Capabilities, ObjectInfo, ObjectKey, PutIfAbsent, PutOutcome, Sha256, Storage, StorageError,
+    Body, Capabilities, Level, ObjectInfo, ObjectKey, PutIfAbsent, PutOutcome, Sha256, Storage, StorageError,
     StorageErrorKind, StorageResult,
 };
 use objects::Objects;
@@ -124,6 +124,11 @@ impl Storage for LocalStorage {
     async fn list_folders(&self, prefix: &str) -> StorageResult<Vec<String>> {
         let owned = prefix.to_owned();
         self.blocking("list_folders", prefix, move |objects| objects.list_folders(&owned)).await
+    }
+
+    async fn list_level(&self, prefix: &str) -> StorageResult<Level> {
+        let owned = prefix.to_owned();
+        self.blocking("list", prefix, move |objects| objects.list_level(&owned)).await
     }
 
     async fn delete(&self, keys: &[ObjectKey]) -> StorageResult<()> {

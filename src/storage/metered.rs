@@ -10,7 +10,9 @@ use bytes::Bytes;
 
 use crate::clock::Clock;
 
-use super::{Body, Capabilities, ObjectInfo, ObjectKey, PutOutcome, Sha256, Storage, StorageErrorKind, StorageResult};
+use super::{
+    Body, Capabilities, Level, ObjectInfo, ObjectKey, PutOutcome, Sha256, Storage, StorageErrorKind, StorageResult,
+};
 
 /// What became of a request, for the label `result`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -121,6 +123,10 @@ impl Storage for Metered {
 
     async fn list_folders(&self, prefix: &str) -> StorageResult<Vec<String>> {
         self.measure("list_folders", self.inner.list_folders(prefix)).await
+    }
+
+    async fn list_level(&self, prefix: &str) -> StorageResult<Level> {
+        self.measure("list", self.inner.list_level(prefix)).await
     }
 
     async fn delete(&self, keys: &[ObjectKey]) -> StorageResult<()> {

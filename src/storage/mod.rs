@@ -78,6 +78,15 @@ pub struct ObjectInfo {
     pub size: u64,
 }
 
+/// What lies right below a prefix, each in key order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Level {
+    /// Objects.
+    pub objects: Vec<ObjectInfo>,
+    /// Names of folders. Nothing need be left in one whose last object was deleted.
+    pub folders: Vec<String>,
+}
+
 /// What a store does with a put of an existing key, as the probe at open found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PutIfAbsent {
@@ -165,6 +174,21 @@ pub trait Storage: Send + Sync + Debug {
     /// The next key components below `prefix` that have further components below them ("folders"), in order,
     /// without the trailing `/`.
     async fn list_folders(&self, prefix: &str) -> StorageResult<Vec<String>>;
+
+    /// What lies right below `prefix`, however much lies deeper. A store that can tells it without naming that.
+    async fn list_level(&self, prefix: &str) -> StorageResult<Level> {
+        let mut level = Level::default();
+        for object in self.list(prefix, None, None).await? {
+            match object.key.as_str().get(prefix.len()..).and_then(|below| below.split_once('/')) {
+                None => level.objects.push(object),
+                Some((folder, _)) if level.folders.last().is_none_or(|last| last != folder) => {
+                    level.folders.push(folder.to_owned());
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(level)
+    }
 
     /// Deletes objects; those that are not there count as deleted.
     async fn delete(&self, keys: &[ObjectKey]) -> StorageResult<()>;

@@ -12,7 +12,9 @@ use tracing::debug;
 
 use crate::codec::digest::Hasher;
 
-use super::{Body, Capabilities, ObjectInfo, ObjectKey, PutOutcome, Sha256, Storage, StorageErrorKind, StorageResult};
+use super::{
+    Body, Capabilities, Level, ObjectInfo, ObjectKey, PutOutcome, Sha256, Storage, StorageErrorKind, StorageResult,
+};
 
 /// How often and how long a request is repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +151,10 @@ impl Storage for Retry {
 
     async fn list_folders(&self, prefix: &str) -> StorageResult<Vec<String>> {
         self.repeat(|_| self.inner.list_folders(prefix)).await
+    }
+
+    async fn list_level(&self, prefix: &str) -> StorageResult<Level> {
+        self.repeat(|_| self.inner.list_level(prefix)).await
     }
 
     async fn delete(&self, keys: &[ObjectKey]) -> StorageResult<()> {

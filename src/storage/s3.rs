@@ -24,7 +24,7 @@ use bytes::Bytes;
 use tokio::sync::OnceCell;
 
 use super::{
-    Body, Capabilities, ObjectInfo, ObjectKey, PutIfAbsent, PutOutcome, Sha256, Storage, StorageContext,
+    Body, Capabilities, Level, ObjectInfo, ObjectKey, PutIfAbsent, PutOutcome, Sha256, Storage, StorageContext,
     StorageOptions, StorageResult,
 };
 use bucket::Bucket;
@@ -78,6 +78,10 @@ impl Storage for S3Storage {
 
     async fn list_folders(&self, prefix: &str) -> StorageResult<Vec<String>> {
         self.bucket.list_folders(prefix).await
+    }
+
+    async fn list_level(&self, prefix: &str) -> StorageResult<Level> {
+        self.bucket.list_level(prefix).await
     }
 
     async fn delete(&self, keys: &[ObjectKey]) -> StorageResult<()> {

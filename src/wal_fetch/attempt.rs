@@ -127,7 +127,11 @@ async fn fetch_segment(
     let (number, size) = (wanted.number, lineage.segment_size());
     let beyond_target = request.limit_until().is_some_and(|until| number > SegmentNumber::containing_end(until, size));
     wanted.way = wanted.way.knowing_all(lineage).await?;
-    if !beyond_target && let Some(later) = first_later(lineage, &wanted, local).await? {
+    let ends_in_tail = !beyond_target && target_is_in_tail(request, lineage, segment).await?;
+    if !beyond_target
+        && !ends_in_tail
+        && let Some(later) = first_later(lineage, &wanted, local).await?
+    {
         // It may have been completed while we looked.
         let completed = fetch_whole(request, lineage, &wanted, local).await?;
         return if completed { Ok(Fetched::Whole) } else { Err(Trouble::Hole { missing: segment, later }) };
@@ -182,6 +186,17 @@ fn serve_local(request: &FetchRequest, found: LocalSegment, size: u64, cut: Opti
     destination.copy_padded(found, size)?;
     destination.cut(cut)?;
     destination.publish()
+}
+
+/// Whether recovery stops before the stored part of an incomplete segment ends: right before a gap, say. What comes behind
+/// the gap is of no interest then.
+async fn target_is_in_tail(
+    request: &FetchRequest,
+    lineage: &LineageRepository,
+    segment: SegmentName,
+) -> Result<bool, Trouble> {
+    let Some(until) = request.limit_until() else { return Ok(false) };
+    Ok(lineage.tail_chain(segment).await?.is_some_and(|chain| until <= chain.end))
 }
 
 /// The first WAL that is there behind a missing segment, on any way that leads over it.

@@ -211,6 +211,21 @@ async fn a_hole_is_an_error_and_not_an_end() {
 }
 
 #[tokio::test]
+async fn the_tail_before_a_gap_is_served_to_a_recovery_that_stops_in_it() {
+    let fixture = Fixture::new().await;
+    fixture.put(1, [1]).await;
+    fixture.put_tail(1, 2, 5000).await;
+    fixture.put(1, [5]).await;
+    let request = fixture.request("000000010000000000000002");
+    assert_eq!(fixture.code(&request).await, 255, "a recovery without an end must not take the gap for it");
+    let in_tail = FetchRequest { until: Some(Lsn::new(2 * MIB + 5000)), ..request.clone() };
+    assert_eq!(fixture.code(&in_tail).await, 0);
+    fixture.take();
+    let behind_it = FetchRequest { until: Some(Lsn::new(2 * MIB + 5001)), ..request };
+    assert_eq!(fixture.code(&behind_it).await, 255);
+}
+
+#[tokio::test]
 async fn a_hole_before_a_later_timeline_is_an_error() {
     let fixture = Fixture::new().await;
     fixture.put(1, [1]).await;

@@ -1,16 +1,21 @@
 //! The ledger's gaps on disk: recorded before anything goes on beyond them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use wal::WalRange;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use wal::{Lsn, PgTime, TimelineId, WalRange};
 
 use super::{GapRecord, Ledger, StatusBoard};
 use crate::durable;
 use crate::error::{Error, ErrorCode, Result};
 use crate::fault_point;
+use crate::receiver::Backoff;
+use crate::repository::{GapDocument, LineageRepository, RepositoryResult};
 
 /// A ledger whose gaps survive a restart. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -23,6 +28,7 @@ struct Inner {
     path: PathBuf,
     ledger: Mutex<Kept>,
     board: StatusBoard,
+    recorded: Notify,
 }
 
 #[derive(Debug)]
@@ -31,6 +37,9 @@ struct Kept {
     /// What it knows is not on disk: writing it has failed.
     unwritten: bool,
 }
+
+/// Which WAL a record is of.
+type Range = (TimelineId, Lsn, Lsn);
 
 impl GapStore {
     /// Reads the gaps that were recorded before. Blocks on disk.
@@ -48,6 +57,7 @@ impl GapStore {
                 path,
                 ledger: Mutex::new(Kept { ledger: Ledger::with_gaps(gaps), unwritten: false }),
                 board,
+                recorded: Notify::new(),
             }),
         })
     }
@@ -62,6 +72,59 @@ impl GapStore {
             changed
         })?;
         fault_point!("ledger.gap_recorded");
+        self.inner.recorded.notify_one();
+        Ok(())
+    }
+
+    /// Puts every record into the repository as well, so that the reason outlives this machine. Goes on until `drain` is
+    /// cancelled, and tries once more then.
+    ///
+    /// Nothing waits for this: what is missing shows by itself in what is stored. The record only says why.
+    pub(crate) async fn keep_stored(&self, lineage: &LineageRepository, drain: CancellationToken) {
+        let mut stored = BTreeSet::new();
+        let mut backoff = Backoff::default();
+        loop {
+            let last_time = drain.is_cancelled();
+            let failed = match self.store_missing(lineage, &mut stored).await {
+                Ok(()) => None,
+                Err(error) => {
+                    tracing::warn!(%error, "the record of a gap is not in the repository yet");
+                    Some(backoff.pause(rand::random()))
+                }
+            };
+            if last_time {
+                return;
+            }
+            let again = async {
+                match failed {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.inner.recorded.notified() => {}
+                () = again => {}
+                () = drain.cancelled() => {}
+            }
+        }
+    }
+
+    async fn store_missing(&self, lineage: &LineageRepository, stored: &mut BTreeSet<Range>) -> RepositoryResult<()> {
+        let gaps = self.kept().ledger.gaps().to_vec();
+        for gap in gaps {
+            let range = (gap.timeline, gap.from, gap.to);
+            if !stored.contains(&range) {
+                let document = GapDocument {
+                    timeline: gap.timeline,
+                    from_lsn: gap.from,
+                    to_lsn: gap.to,
+                    reason: gap.reason,
+                    found_at: PgTime::from(gap.at),
+                };
+                lineage.put_gap(&document).await?;
+                stored.insert(range);
+            }
+        }
         Ok(())
     }
 
@@ -70,10 +133,14 @@ impl GapStore {
         self.change(|ledger| ledger.prove(range))
     }
 
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.inner.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn change(&self, change: impl FnOnce(&mut Ledger) -> bool) -> Result<()> {
         // The ledger is changed in memory first. A failed write is an error, and whoever comes next writes it: nobody goes
         // on beyond a gap that is known here only.
-        let mut kept = self.inner.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept();
         kept.unwritten |= change(&mut kept.ledger);
         if !kept.unwritten {
             return Ok(());

@@ -4,9 +4,11 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use recovery::LineageId;
-use wal::{Lsn, SegmentSize, SystemIdentifier, TimelineId};
+use chrono::DateTime;
+use recovery::{LineageId, LostWal};
+use wal::{Gap, Lsn, SegmentSize, SystemIdentifier, TimelineId};
 
+use super::GapRecord;
 use crate::durable;
 use crate::error::{Error, ErrorCode, Result};
 use crate::repository::{ClusterRepository, LineageRepository, RepositoryResult};
@@ -113,12 +115,14 @@ impl Home {
 }
 
 /// What the repository holds already.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct StoredEnds {
     /// Timeline and end of its newest WAL, tails included.
     pub(super) newest: Option<(TimelineId, Lsn)>,
     /// End of its whole segments.
     pub(super) archived: Option<Lsn>,
+    /// Losses that were recorded by whoever stored before us, and were not made good since.
+    pub(super) lost: Vec<GapRecord>,
 }
 
 /// Copies the stored histories into the spool and tells where the stored WAL ends.
@@ -138,7 +142,21 @@ pub(super) async fn look(repository: &LineageRepository, spool: &Spool) -> Resul
     });
     let size = spool.segment_size();
     let archived = newest.map(|(_, end)| wal::SegmentNumber::containing(end, size).start(size));
-    Ok(StoredEnds { newest, archived })
+    let missing = |gap: &Gap| {
+        let end = catalog.coverage.contiguous_end(gap.timeline, gap.start);
+        end.is_none_or(|end| end < gap.end)
+    };
+    let lost = catalog.lost.iter().filter(|lost| missing(&lost.gap));
+    let lost = lost
+        .map(|LostWal { gap, reason, found_at }| GapRecord {
+            timeline: gap.timeline,
+            from: gap.start,
+            to: gap.end,
+            reason: reason.clone(),
+            at: found_at.map_or(DateTime::UNIX_EPOCH, |at| at.to_datetime()),
+        })
+        .collect();
+    Ok(StoredEnds { newest, archived, lost })
 }
 
 /// The lineage in the repository: the one we know, or the newest.

@@ -64,6 +64,9 @@ impl Ledger {
             let (from, to) = (known.from.min(gap.from), known.to.max(gap.to));
             let larger = (from, to) != (known.from, known.to);
             (known.from, known.to) = (from, to);
+            if larger && !known.reason.contains(&gap.reason) {
+                known.reason = format!("{}; {}", known.reason, gap.reason);
+            }
             return larger;
         }
         self.gaps.push(gap);

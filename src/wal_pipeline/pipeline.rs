@@ -52,6 +52,8 @@ impl WalPipeline {
             board: parts.board.clone(),
             stored: ends.newest,
             removed: None,
+            slot_refused: false,
+            slot_fate: None,
             suspect: false,
             witness: parts.witness.clone(),
             loyal_to: None,
@@ -162,6 +164,7 @@ async fn try_start(parts: &mut WalParts) -> Result<Started> {
         },
         None => StoredEnds::default(),
     };
+    record_again(&gaps, ends.lost.clone()).await?;
     note_holes(parts, &spool, &gaps, lineage.as_ref()).await?;
     parts.board.update(|status| {
         status.system_identifier = Some(home.system_identifier);
@@ -235,6 +238,15 @@ async fn note_holes(
     blocking(move || gaps.record(records)).await
 }
 
+/// Takes over what the repository knows of losses: the machine that found them may be gone.
+async fn record_again(gaps: &GapStore, lost: Vec<GapRecord>) -> Result<()> {
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let gaps = gaps.clone();
+    blocking(move || gaps.record(lost)).await
+}
+
 /// Stores WAL until `drain` is cancelled and everything is stored, or time is up.
 async fn archive(
     mut parts: WalParts,
@@ -247,7 +259,7 @@ async fn archive(
     let lineage = match lineage {
         Some(lineage) => lineage,
         None => tokio::select! {
-            lineage = reach_lineage(&mut parts, &home, &spool) => lineage,
+            lineage = reach_lineage(&mut parts, &home, &spool, &gaps) => lineage,
             () = drain.cancelled() => return,
         },
     };
@@ -259,6 +271,7 @@ async fn archive(
             Box::pin(async move { receiver::refetch(&settings, &spool, name).await })
         }
     };
+    let (records, to) = (gaps.clone(), lineage.clone());
     let archiver = Archiver {
         refetch: Box::new(refetch),
         spool,
@@ -276,17 +289,17 @@ async fn archive(
         tokio::time::sleep(settings.drain + GRACE).await;
     };
     tokio::select! {
-        () = archiver.run(drain) => {}
+        ((), ()) = async { tokio::join!(archiver.run(drain.clone()), records.keep_stored(&to, drain)) } => {}
         () = limit => tracing::warn!(cluster = %settings.cluster, "not everything could be stored; it waits in the spool"),
     }
 }
 
 /// Waits until the repository can be reached, and opens the lineage that the spool belongs to.
-async fn reach_lineage(parts: &mut WalParts, home: &Home, spool: &Spool) -> LineageRepository {
+async fn reach_lineage(parts: &mut WalParts, home: &Home, spool: &Spool, gaps: &GapStore) -> LineageRepository {
     let mut backoff = Backoff::up_to(STORE_AGAIN);
     loop {
         let repository = wait_for_repository(&mut parts.repository).await;
-        match try_reach(parts, &repository, home, spool).await {
+        match try_reach(parts, &repository, home, spool, gaps).await {
             Ok(lineage) => return lineage,
             Err(error) => {
                 parts.board.update(|status| {
@@ -304,6 +317,7 @@ async fn try_reach(
     repository: &ClusterRepository,
     home: &Home,
     spool: &Spool,
+    gaps: &GapStore,
 ) -> Result<LineageRepository> {
     let lineage = match home::open_lineage(repository, Some(home)).await? {
         Some(lineage) => lineage,
@@ -324,7 +338,8 @@ async fn try_reach(
         return Err(Error::new(ErrorCode::ForeignCluster, said)
             .help("point [repository] at the one that was used before, or give the spool another folder"));
     }
-    home::look(&lineage, spool).await?;
+    let ends = home::look(&lineage, spool).await?;
+    record_again(gaps, ends.lost).await?;
     Ok(lineage)
 }
 

@@ -183,6 +183,12 @@ impl Scene {
         Target::EndOfWal(window["ranges"][0]["to"]["lsn"].as_str().unwrap().parse().unwrap())
     }
 
+    /// Where this range of the window ends.
+    pub fn latest_of(&self, range: usize) -> Target {
+        let window = self.window();
+        Target::EndOfWal(window["ranges"][range]["to"]["lsn"].as_str().unwrap().parse().unwrap())
+    }
+
     /// `recover` with these arguments into a new directory; the server on it is not started.
     pub fn recover(&mut self, args: &[&str]) -> PgNode {
         let node = self.place();

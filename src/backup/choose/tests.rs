@@ -45,6 +45,7 @@ fn catalog(backups: Vec<Backup>, ranges: &[(u64, u64)]) -> Catalog {
         coverage,
         tails: Vec::new(),
         histories: BTreeMap::new(),
+        lost: Vec::new(),
     }
 }
 

@@ -104,8 +104,9 @@ impl SqlSession {
 
     /// All replication slots; `None` when the role may not see them.
     pub async fn slots(&self) -> Result<Option<Vec<SlotRow>>, PgError> {
-        let query = "SELECT slot_name::text, slot_type = 'physical', active, wal_status, restart_lsn::text, safe_wal_size \
-                     FROM pg_catalog.pg_replication_slots ORDER BY slot_name";
+        let query = "SELECT slot_name::text, slot_type = 'physical', active, wal_status, restart_lsn::text, safe_wal_size, \
+                     pg_catalog.to_jsonb(s) ->> 'invalidation_reason' \
+                     FROM pg_catalog.pg_replication_slots s ORDER BY slot_name";
         let Some(rows) = allowed(self.query(query, &[]).await)? else { return Ok(None) };
         let read = |row: &Row| {
             Ok(SlotRow {
@@ -115,6 +116,7 @@ impl SqlSession {
                 wal_status: get(row, 3)?,
                 restart_lsn: parsed(row, 4)?,
                 safe_wal_size: get(row, 5)?,
+                invalidation_reason: get(row, 6)?,
             })
         };
         rows.iter().map(read).collect::<Result<_, PgError>>().map(Some)

@@ -10,11 +10,14 @@ use super::{Choice, Decision, Follower, Leaning, Ours, Witness};
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::ConnectOptions;
 use crate::receiver::contact::{Contact, contact};
-use crate::receiver::start::{self, Start};
+use crate::receiver::start::{self, ServerPosition, Start};
 use crate::receiver::trouble::Trouble;
 use crate::receiver::{PATIENCE_WITH_A_LENDER, Receiver};
 use crate::repository::ClusterName;
+use crate::wal_pipeline::Failover;
 
+/// How many changes of the timeline are remembered.
+const FAILOVERS_KEPT: usize = 50;
 /// How long we do without any source before a standby will do: a primary that is only restarted is back by then.
 const BEFORE_A_STANDBY: Duration = Duration::from_secs(2);
 
@@ -99,6 +102,49 @@ impl Receiver {
             history: self.spool.history(timeline)?,
             segment_size: self.spool.segment_size(),
         })
+    }
+
+    /// Tells whom we stream from, and that a new timeline is followed.
+    pub(in crate::receiver) fn note_source(
+        &mut self,
+        source: Source,
+        host: &(String, u16),
+        version: u32,
+        timeline: TimelineId,
+        server: &ServerPosition,
+        gap: bool,
+    ) {
+        let held = self.held().map(|held| held.timeline);
+        let before = self.followed.or(held);
+        let at = self.clock.now();
+        self.board.update(|status| {
+            // Nothing of the new timeline is held yet: what is missing is missing at the switch.
+            if let Some(last) =
+                status.failovers.last_mut().filter(|last| gap && last.timeline == timeline && held < Some(timeline))
+            {
+                last.gap = true;
+            }
+            if let Some(left) = before.filter(|&before| before < timeline) {
+                let lsn = server.history.switch_point_of(left);
+                status.failovers.push(Failover {
+                    at,
+                    from: status.source.clone(),
+                    to: host.clone(),
+                    lsn,
+                    timeline,
+                    gap,
+                });
+                let excess = status.failovers.len().saturating_sub(FAILOVERS_KEPT);
+                status.failovers.drain(..excess);
+                status.counters.timeline_switches += 1;
+            }
+            status.source = Some(host.clone());
+            status.primary = (!source.standby).then(|| host.clone());
+            status.postgres_version = Some(version);
+            status.slot = self.settings.slot.as_ref().map(ToString::to_string);
+            status.slot_lost = None;
+        });
+        self.followed = before.max(Some(timeline));
     }
 
     /// Whom we stayed with when this process began, if that is still a member. Blocks on disk.

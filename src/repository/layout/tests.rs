@@ -3,7 +3,7 @@ use proptest::{prop_assert, prop_assert_eq, proptest};
 use recovery::{BackupId, LineageId};
 use wal::{Lsn, PgTime, SegmentName, SystemIdentifier, TimelineId};
 
-use super::{LineageKeys, LineageObject, MarkKind, ObjectName, Parsed, ShortHash, TailName};
+use super::{GapName, LineageKeys, LineageObject, MarkKind, ObjectName, Parsed, ShortHash, TailName};
 use crate::repository::ClusterName;
 use crate::storage::ObjectKey;
 
@@ -44,6 +44,14 @@ fn keys_are_those_of_the_format_page() {
             LineageObject::Mark(backup(), 3, MarkKind::Keep),
             format!("{below}/backups/20261119T020512-3f2a/marks/00003-keep"),
         ),
+        (
+            LineageObject::Gap(GapName {
+                timeline: TimelineId::new(10).unwrap(),
+                from: Lsn::new(0xA1_FE00_1234),
+                to: Lsn::new(0xA2_0000_0000),
+            }),
+            format!("{below}/gaps/0000000A-000000A1FE001234-000000A200000000.json"),
+        ),
     ];
     for (object, text) in cases {
         assert_eq!(keys().key(&object).as_str(), text);
@@ -77,6 +85,8 @@ fn keys_that_are_not_spelt_as_we_spell_them_are_unknown() {
         "main/7123-2/backups/20261119T020512-3f2a/marks/00003-kept",
         "main/7123-2/backups/latest/manifest",
         "main/packs/ABCD",
+        "main/7123-2/gaps/00000001-0000000000000002-0000000000000002.json",
+        "main/7123-2/gaps/00000001-0000000000000001-0000000000000002-.json",
     ] {
         assert_eq!(ObjectName::parse(text), Parsed::Unknown, "{text}");
     }
@@ -138,6 +148,10 @@ fn objects() -> impl Strategy<Value = LineageObject> {
         (backups(), 0..100_000u32, hash.clone()).prop_map(|(id, part, hash)| LineageObject::FilePart(id, part, hash)),
         (backups(), hash).prop_map(|(id, hash)| LineageObject::PostgresManifest(id, hash)),
         backups().prop_map(LineageObject::Manifest),
+        (timelines(), any::<u64>(), 1..1u64 << 40).prop_map(|(timeline, from, length)| {
+            let from = from >> 1;
+            LineageObject::Gap(GapName { timeline, from: Lsn::new(from), to: Lsn::new(from + length) })
+        }),
         (backups(), 0..100_000u32, 0..4usize).prop_map(|(id, number, kind)| LineageObject::Mark(
             id,
             number,

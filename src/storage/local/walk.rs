@@ -8,7 +8,7 @@ use super::Trouble;
 use super::folders::is_absent;
 use super::objects::Objects;
 use crate::storage::key::check_prefix;
-use crate::storage::{ObjectInfo, ObjectKey, StorageErrorKind};
+use crate::storage::{Level, ObjectInfo, ObjectKey, StorageErrorKind};
 
 /// One entry of a folder that may be or hold objects.
 struct Entry {
@@ -42,6 +42,23 @@ impl Objects {
         // A root that went away during the walk looks like folders that are empty.
         self.look_at_root()?;
         Ok(listing.found)
+    }
+
+    /// What lies right below `prefix`.
+    pub(super) fn list_level(&self, prefix: &str) -> Result<Level, Trouble> {
+        check_prefix(prefix).map_err(|error| Trouble::Found(StorageErrorKind::Other, error.to_string()))?;
+        let mut level = Level::default();
+        if !self.look_at_root()? {
+            return Ok(level);
+        }
+        for Entry { key, size } in entries(self.root(), prefix)? {
+            match key.strip_suffix('/') {
+                Some(folder) => level.folders.push(folder.get(prefix.len()..).unwrap_or_default().to_owned()),
+                None => level.objects.extend(ObjectKey::new(key).map(|key| ObjectInfo { key, size })),
+            }
+        }
+        self.look_at_root()?;
+        Ok(level)
     }
 
     /// Folders right below `prefix` that hold an object at any depth.

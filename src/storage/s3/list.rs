@@ -8,7 +8,7 @@ use super::bucket::Bucket;
 use super::failure::Failure;
 use super::probe::is_scratch;
 use crate::storage::key::check_prefix;
-use crate::storage::{ObjectInfo, ObjectKey, StorageErrorKind, StorageResult};
+use crate::storage::{Level, ObjectInfo, ObjectKey, StorageErrorKind, StorageResult};
 
 /// How many folders are looked into at a time.
 const AT_A_TIME: usize = 8;
@@ -54,6 +54,22 @@ impl Bucket {
     /// Names of the folders right below `prefix`.
     pub(super) async fn list_folders(&self, prefix: &str) -> StorageResult<Vec<String>> {
         self.folders(prefix).await.map_err(|failure| self.error("list_folders", prefix, failure))
+    }
+
+    /// What lies right below `prefix`.
+    pub(super) async fn list_level(&self, prefix: &str) -> StorageResult<Level> {
+        let entries = self.entries(prefix, Some("/")).await;
+        let mut level = Level::default();
+        for entry in entries.map_err(|failure| self.error("list", prefix, failure))? {
+            match entry {
+                Entry::Object(info) => level.objects.push(info),
+                Entry::Folder(folder) => {
+                    let name = folder.strip_prefix(prefix).and_then(|name| name.strip_suffix('/'));
+                    level.folders.extend(name.map(str::to_owned));
+                }
+            }
+        }
+        Ok(level)
     }
 
     /// Everything below `prefix`. The order in which a store lists does not matter here: some go folder by folder, so
