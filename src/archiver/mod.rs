@@ -4,6 +4,7 @@
 //! valid, and removes a file from the spool only after the repository has confirmed its bytes and a later segment has
 //! been confirmed as well: the last one is kept, so that a record that spans into the next can be read after a restart.
 
+mod alarms;
 mod exposure;
 mod pieces;
 mod scan;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use wal::{Lsn, SegmentName, TimelineId, XactIndex};
 
+use self::alarms::{Alarms, Doing};
 use self::exposure::Exposure;
 use self::scanner::Cursor;
 use self::store::{Store, TailPiece};
@@ -104,6 +106,7 @@ impl Archiver {
                 spool: self.spool.clone(),
                 repository: self.repository.clone(),
                 board: self.board.clone(),
+                alarms: Alarms::on(self.board.clone()),
                 histories: Arc::new(Mutex::new(BTreeSet::new())),
             },
             cursor: None,
@@ -196,7 +199,9 @@ impl Archiver {
         match again {
             Ok(()) => {
                 tracing::info!(segment = ?run.halted, "a damaged segment was received again");
-                run.halted = None;
+                if let Some(segment) = run.halted.take() {
+                    run.store.alarms.over(segment, Doing::Reading);
+                }
                 true
             }
             Err(error) => {

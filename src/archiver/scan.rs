@@ -4,6 +4,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::task::AbortOnDropHandle;
 use wal::SegmentName;
 
+use super::alarms::Doing;
 use super::scanner::{Cursor, ScanError};
 use super::store::TailPiece;
 use super::{Archiver, Run, STORE_AGAIN, STRIDE, warm_up};
@@ -172,7 +173,8 @@ impl Archiver {
                     .because("nothing from it on is stored, so that no recovery is silently wrong")
                     .because("the server is asked for it again by itself, as long as it still has it")
                     .help("look at the disk of the spool; when the server has it no more, take a new base backup");
-                self.told("damaged", error);
+                self.count("damaged");
+                run.store.alarms.raise(segment, Doing::Reading, error);
             }
             Failure::Scan(ScanError::Spool(error)) | Failure::Spool(error) => self.told("spool", error.into()),
             Failure::WarmUp(error) => {

@@ -90,6 +90,7 @@ impl Archiver {
         // Stored whole, its tails mean nothing any more; a put that is dropped leaves a whole object or none.
         run.tail_in_flight.take_if(|(segment, _)| *segment == name);
         run.tails.retain(|piece| piece.segment != name);
+        run.store.alarms.done(name);
         self.board.update(|status| {
             status.archived = Some(end);
             status.counters.segments_archived += 1;

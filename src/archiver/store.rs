@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use wal::{Lsn, SegmentName, TimelineId, XactIndex};
 
 use super::STORE_AGAIN;
+use super::alarms::{Alarms, Doing};
 use crate::error::{Error, ErrorCode};
 use crate::fault_point;
 use crate::receiver::Backoff;
@@ -33,6 +34,7 @@ pub(super) struct Store {
     pub(super) spool: Spool,
     pub(super) repository: LineageRepository,
     pub(super) board: StatusBoard,
+    pub(super) alarms: Alarms,
     /// Timelines whose history is known to be stored.
     pub(super) histories: Arc<Mutex<BTreeSet<TimelineId>>>,
 }
@@ -64,10 +66,13 @@ impl Store {
             match self.watched(&name, size, self.try_segment(name, &index)).await {
                 Ok(stored) => {
                     fault_point!("archiver.put");
-                    self.succeeded(&stored, size);
+                    self.succeeded(name, &stored, size);
                     return stored;
                 }
-                Err(error) => self.failed(&error, name.to_string(), &mut backoff).await,
+                Err(error) => {
+                    self.raise(name, &error, &name.to_string());
+                    pause(&error, &mut backoff).await;
+                }
             }
         }
     }
@@ -80,13 +85,20 @@ impl Store {
             match self.watched(&piece.segment, size, self.try_tail(&piece)).await {
                 Ok(Some(stored)) => {
                     fault_point!("archiver.tail_put");
-                    self.succeeded(&stored, size);
+                    self.succeeded(piece.segment, &stored, size);
                     return piece;
                 }
-                Ok(None) => return piece,
+                Ok(None) => {
+                    self.alarms.over(piece.segment, Doing::Storing);
+                    return piece;
+                }
                 Err(error) => {
-                    let what = format!("{} from {} to {}", piece.segment, piece.from, piece.to);
-                    self.failed(&error, what, &mut backoff).await;
+                    self.raise(
+                        piece.segment,
+                        &error,
+                        &format!("{} from {} to {}", piece.segment, piece.from, piece.to),
+                    );
+                    pause(&error, &mut backoff).await;
                 }
             }
         }
@@ -96,7 +108,10 @@ impl Store {
     pub(super) async fn history(self, timeline: TimelineId) {
         let mut backoff = Backoff::up_to(STORE_AGAIN);
         while let Err(error) = self.put_histories(timeline).await {
-            self.failed(&error, timeline.history_file_name(), &mut backoff).await;
+            // Whatever segment of the timeline is stored fails for the same reason, and stays told.
+            let explained = self.count(&error, &timeline.history_file_name());
+            self.board.update(|status| status.archive_error = Some(explained));
+            pause(&error, &mut backoff).await;
         }
     }
 
@@ -114,7 +129,7 @@ impl Store {
             Error::new(ErrorCode::RepositoryDenied, format!("the store has not taken WAL {what} within {seconds} s"))
                 .because("it does not answer, or is slow; the attempt goes on")
                 .help("look at the store: pgvault repo check");
-        self.board.update(|status| status.archive_error = Some(error));
+        self.alarms.raise(*what, Doing::Storing, error);
         attempt.await
     }
 
@@ -171,9 +186,9 @@ impl Store {
         SegmentMeta { name, postgres_version: version.unwrap_or(self.repository.document().postgres_version) }
     }
 
-    fn succeeded(&self, stored: &Stored, plain: u64) {
+    fn succeeded(&self, segment: SegmentName, stored: &Stored, plain: u64) {
+        self.alarms.over(segment, Doing::Storing);
         self.board.update(|status| {
-            status.archive_error = None;
             if !stored.already_there {
                 status.counters.archived_raw_bytes += plain;
                 status.counters.archived_stored_bytes += stored.size;
@@ -181,22 +196,28 @@ impl Store {
         });
     }
 
-    async fn failed(&self, error: &StoreError, what: String, backoff: &mut Backoff) {
+    fn raise(&self, segment: SegmentName, error: &StoreError, what: &str) {
+        let explained = self.count(error, what);
+        self.alarms.raise(segment, Doing::Storing, explained);
+    }
+
+    /// Counts a failed attempt and puts it in words.
+    fn count(&self, error: &StoreError, what: &str) -> Error {
         tracing::warn!(%what, %error, "not stored");
         let reason = reason(error);
-        let explained = explain(error, &what);
-        self.board.update(|status| {
-            *status.counters.archive_errors.entry(reason).or_default() += 1;
-            status.archive_error = Some(explained);
-        });
-        let pause = match error {
-            StoreError::Repository(error) if error.is_transient() => backoff.pause(rand::random()),
-            StoreError::Repository(RepositoryError::Storage(_)) | StoreError::Spool(_) => backoff.pause(rand::random()),
-            // Only a person can change it.
-            StoreError::Repository(_) => backoff.longest(rand::random()),
-        };
-        tokio::time::sleep(pause).await;
+        self.board.update(|status| *status.counters.archive_errors.entry(reason).or_default() += 1);
+        explain(error, what)
     }
+}
+
+async fn pause(error: &StoreError, backoff: &mut Backoff) {
+    let pause = match error {
+        StoreError::Repository(error) if error.is_transient() => backoff.pause(rand::random()),
+        StoreError::Repository(RepositoryError::Storage(_)) | StoreError::Spool(_) => backoff.pause(rand::random()),
+        // Only a person can change it.
+        StoreError::Repository(_) => backoff.longest(rand::random()),
+    };
+    tokio::time::sleep(pause).await;
 }
 
 pub(super) fn read_part(spool: &Spool, name: SegmentName, from: Lsn, to: Lsn) -> Result<Bytes, SpoolError> {

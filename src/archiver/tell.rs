@@ -7,10 +7,12 @@ use crate::error::Error;
 
 impl Archiver {
     pub(super) fn told(&self, reason: &'static str, error: Error) {
-        self.board.update(|status| {
-            *status.counters.archive_errors.entry(reason).or_default() += 1;
-            status.archive_error = Some(error);
-        });
+        self.count(reason);
+        self.board.update(|status| status.archive_error = Some(error));
+    }
+
+    pub(super) fn count(&self, reason: &'static str) {
+        self.board.update(|status| *status.counters.archive_errors.entry(reason).or_default() += 1);
     }
 
     /// What the repository holds without a hole: whole segments, and the tail right after them.

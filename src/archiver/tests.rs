@@ -6,6 +6,7 @@ use wal::{Lsn, SegmentName};
 
 use super::Archiver;
 use crate::clock::SystemClock;
+use crate::error::{Error, ErrorCode};
 use crate::repository::LineageRepository;
 use crate::repository::test_wal::{SIZE, SYSTEM, WalWriter, lineage, name, segment_size};
 use crate::spool::{Held, Spool, SpoolOptions};
@@ -207,4 +208,31 @@ async fn a_segment_that_fills_slowly_is_read_from_few_pieces() {
     let search = crate::repository::xact_search::WalSearch::new(&bench.repository, &catalog, name(1, 5).timeline());
     let max = search.max_time(from).await.unwrap();
     assert_eq!(max, Some(wal::PgTime::from_micros(34)));
+}
+
+#[tokio::test]
+async fn the_alarm_of_a_damaged_segment_outlives_what_is_stored_beside_it() {
+    let bench = Bench::new().await;
+    let mut wal = WalWriter::new(1, 5);
+    wal.fill_segment();
+    bench
+        .storage
+        .add(Rule::new(Fault::Fail(StorageErrorKind::Transient)).on(Operation::Put).key(&name(1, 5).to_string()));
+    let stop = bench.archive();
+    bench.receive_whole(&wal, name(1, 5));
+    let mut damaged = bench.spool.create(name(1, 6)).unwrap();
+    damaged.activate(None);
+    damaged.write(&vec![7; usize::try_from(SIZE).unwrap()]).unwrap();
+    damaged.complete().unwrap().publish().unwrap();
+    let halted = async || bench.board.read(|status| status.counters.archive_errors.contains_key("damaged"));
+    until("it is found damaged", halted).await;
+
+    bench.storage.heal();
+    until("the one before it is stored", async || {
+        bench.board.read(|status| status.archived) == Some(Lsn::new(6 * SIZE))
+    })
+    .await;
+    let said = bench.board.read(|status| status.archive_error.as_ref().map(Error::code));
+    assert_eq!(said, Some(ErrorCode::Damaged), "nothing from it on is stored, and nobody would know");
+    stop.cancel();
 }

@@ -246,6 +246,14 @@ impl PgError {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof)
     }
 
+    /// Whether a server that runs said it, though it does not let us in: not one that starts or stops, and not the network.
+    pub fn is_of_a_running_server(&self) -> bool {
+        match self {
+            Self::Auth { .. } => true,
+            _ => self.sqlstate().is_some_and(|state| !state.starts_with("57P") && !state.starts_with("08")),
+        }
+    }
+
     /// Whether the same attempt may succeed later without anyone doing something: the network, a server that starts or
     /// stops, too many connections, a slot that a dead connection still holds.
     pub fn is_transient(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use super::Receiver;
 use super::contact::Contact;
+use super::start::{ServerPosition, Start, decide};
 use super::trouble::Trouble;
 use crate::error::{Error, ErrorCode};
 
@@ -57,5 +58,14 @@ impl Receiver {
             }
         }
         Ok(())
+    }
+
+    /// Before anything is changed on the server: a slot on one that is not followed would keep its WAL for nobody.
+    pub(super) fn check_continues(&self, server: &ServerPosition) -> Result<(), Trouble> {
+        let ours = self.ours()?;
+        match decide(ours.held, &ours.history, server, ours.segment_size) {
+            Start::Conflict(conflict) => Err(conflict.into()),
+            Start::First | Start::At { .. } | Start::Ahead { .. } => Ok(()),
+        }
     }
 }

@@ -218,7 +218,7 @@ impl Receiver {
                 }
             }
         };
-        self.loyal_to = loyal.then_some(source.member);
+        self.loyal_to = source.stays_with(self.loyal_to, loyal);
         self.after_session(timeline, start, source, &ended)?;
         match ended? {
             SessionEnd::Asked if !stop.is_cancelled() => Ok(Ended::Elsewhere),
@@ -234,6 +234,7 @@ impl Receiver {
         let source = Source { standby: met.in_recovery || source.until.is_some(), ..source };
         self.check_identity(&met)?;
         self.compare_histories(&met)?;
+        self.check_continues(&met.position)?;
         let Contact { mut connection, position: server, cadence, host, version, history_files, .. } = met;
         // A lender keeps what it has for a moment without any.
         let slot = self.settings.slot.clone().filter(|_| source.until.is_none());

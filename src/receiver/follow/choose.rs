@@ -76,6 +76,19 @@ pub(in crate::receiver) struct Decision {
     pub(in crate::receiver) strangers: Vec<usize>,
 }
 
+impl Decision {
+    /// The same, but a primary that streams is not left: it did not let us ask, being full perhaps, and so says nothing
+    /// against itself. Whoever takes writes beside it is a rival.
+    pub(in crate::receiver) fn staying_with(mut self, source: usize) -> Self {
+        if let Choice::Primary(other) = self.choice
+            && other != source
+        {
+            self.rivals.push(other);
+        }
+        Self { choice: Choice::Primary(source), ..self }
+    }
+}
+
 /// How far a member's WAL suits ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Standing {

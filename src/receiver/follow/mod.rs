@@ -208,10 +208,13 @@ impl Follower {
             // Is the source still there, and a primary? Its stream may be silent for long before we would know. It is given
             // a second chance to say so: to leave it for another primary cannot be undone.
             let decision = self.look(ours, leaning).await;
-            if self.members[source].answered == self.round {
+            if self.seen(source).is_some() {
                 return decision;
             }
-            return self.look(ours, leaning).await;
+            let decision = self.look(ours, leaning).await;
+            let failure = self.members[source].failure.as_ref();
+            let runs = failure.is_some_and(PgError::is_of_a_running_server);
+            return if runs && !standby { decision.staying_with(source) } else { decision };
         }
         Decision { choice: Choice::Primary(source), rivals: Vec::new(), strangers: Vec::new() }
     }

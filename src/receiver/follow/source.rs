@@ -39,6 +39,12 @@ impl Source {
     fn primary(member: usize) -> Self {
         Self { member, standby: false, until: None }
     }
+
+    /// With whom we stay after a stream from here, at whose end we were `loyal` to this member or not. A member that only
+    /// lent leaves it as it was: between two primaries it may be the very rival.
+    pub(in crate::receiver) fn stays_with(self, before: Option<usize>, loyal: bool) -> Option<usize> {
+        if self.until.is_some() { before } else { loyal.then_some(self.member) }
+    }
 }
 
 impl Receiver {
@@ -270,4 +276,18 @@ fn different_clusters(follower: &Follower, doing: &str) -> Option<Error> {
             .because(format!("{} has system identifier {another}", follower.host(other)))
             .help("name the members of one cluster only in conninfo"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_only_lent_does_not_change_with_whom_we_stay() {
+        let lender = Source { member: 1, standby: true, until: Some(Lsn::new(0x500)) };
+        assert_eq!(lender.stays_with(Some(0), false), Some(0));
+        assert_eq!(lender.stays_with(None, false), None);
+        assert_eq!(Source::primary(1).stays_with(Some(0), false), None);
+        assert_eq!(Source::primary(1).stays_with(Some(1), true), Some(1));
+    }
 }

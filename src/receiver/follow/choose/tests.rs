@@ -389,3 +389,13 @@ fn standing_of(members: &[Option<Seen>], history: &TimelineHistory, ours: &Ours)
         .max()
         .unwrap()
 }
+
+#[test]
+fn a_primary_that_streams_and_is_too_full_to_be_asked_is_not_left() {
+    let decision = |choice| Decision { choice, rivals: vec![], strangers: vec![] };
+    let stays = |choice| decision(choice).staying_with(0);
+    assert_eq!(stays(Choice::Standby(1)), decision(Choice::Primary(0)));
+    assert_eq!(stays(Choice::Nobody), decision(Choice::Primary(0)));
+    assert_eq!(stays(Choice::Primary(0)), decision(Choice::Primary(0)));
+    assert_eq!(stays(Choice::Primary(1)), Decision { rivals: vec![1], ..decision(Choice::Primary(0)) });
+}
