@@ -234,7 +234,8 @@ fn a_piece_that_is_missing_ends_the_chain_and_nothing_more_is_claimed() {
     let end = |plan: &Value| plan["tail"]["to_lsn"].as_str().unwrap().parse::<Lsn>().unwrap();
     let shown = it.pgvault.ok(["recover", "main", "--latest", "--dry-run", "--to", &to]);
     assert!(shown.contains("stored tails of it reach to"), "{shown}");
-    // The fourth piece is gone, and with it all that was behind it.
+    // The fourth piece is gone, and with it all that was behind it; nor is there a spool to take it from.
+    fs::remove_dir_all(it.pgvault.state.join("spool")).unwrap();
     let key = &tails[3];
     fs::remove_file(it.pgvault.repository.join(key)).unwrap();
     let ends = key.rsplit('/').next().unwrap().split('-').next().unwrap();

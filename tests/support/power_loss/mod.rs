@@ -209,7 +209,7 @@ impl<'a> Judge<'a> {
     /// Opens a spool on what is left, and compares it with what was acknowledged: every whole record before that position
     /// must be there.
     fn judge(&self, files: &BTreeMap<PathBuf, Vec<u8>>, base: Lsn, acknowledged: Lsn) -> Result<(), String> {
-        let image = Path::new("/dev/shm").exists().then_some("/dev/shm").unwrap_or("/tmp");
+        let image = if Path::new("/dev/shm").exists() { "/dev/shm" } else { "/tmp" };
         let image = tempfile::Builder::new().prefix("pgvault-image-").tempdir_in(image).unwrap();
         let spools = self.record.state.join("spool/main");
         for (path, bytes) in files {
