@@ -22,6 +22,8 @@ use crate::wal_pipeline::{StatusBoard, WalSettings, WalState};
 
 /// Unless commits wait for it, received WAL may stay volatile for so long; then it is synced without being asked.
 const LAZY_SYNC: Duration = Duration::from_secs(1);
+/// While a sync runs that will tell more, a server that asks again and again is answered so often.
+const ANSWER_EVERY: Duration = Duration::from_millis(100);
 /// How long a server may take to end the stream that we asked it to end.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -108,6 +110,7 @@ impl Session<'_> {
         let mut next_status = last_message + self.cadence.status;
         let mut next_sync = None;
         let mut asked = false;
+        let mut answered = None;
         // Says where we are, and makes an idle server say that it is there.
         teller.tell(true).await?;
         loop {
@@ -142,11 +145,17 @@ impl Session<'_> {
                         StreamEvent::Keepalive { server_end, time, reply_requested } => {
                             self.heard(intake, 0, server_end, time);
                             if reply_requested {
-                                // A server that shuts down waits until all it sent is flushed here: answer with what is
-                                // true now, and again as soon as the sync that starts now has succeeded.
+                                // A server that shuts down waits until all it sent is flushed here, and asks again after each
+                                // answer that says less: answer with what is true now, and again as soon as the sync that
+                                // starts now has succeeded. What it asks meanwhile is answered with that, or soon.
                                 intake.want_durable();
-                                teller.tell(false).await?;
-                                next_status = last_message + self.cadence.status;
+                                if intake.is_clean() || answered.is_none_or(|at| last_message >= at + ANSWER_EVERY) {
+                                    teller.tell(false).await?;
+                                    answered = Some(last_message);
+                                    next_status = last_message + self.cadence.status;
+                                } else {
+                                    next_status = next_status.min(last_message + ANSWER_EVERY);
+                                }
                             }
                         }
                         StreamEvent::EndOfTimeline { next, switch_point } => {
