@@ -30,7 +30,6 @@ fn what_this_version_lacks_is_refused_with_exit_code_2() {
         &["standby", "create", "--to", "/nowhere"],
         &["peek", "main", "--at", "now"],
         &["drill", "main"],
-        &["wal", "verify"],
         &["retention", "plan"],
         &["expire", "apply"],
         &["key", "init"],

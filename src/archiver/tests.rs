@@ -217,7 +217,7 @@ async fn the_alarm_of_a_damaged_segment_outlives_what_is_stored_beside_it() {
     wal.fill_segment();
     bench
         .storage
-        .add(Rule::new(Fault::Fail(StorageErrorKind::Transient)).on(Operation::Put).key(&name(1, 5).to_string()));
+        .add(Rule::new(Fault::Fail(StorageErrorKind::Transient)).on(Operation::Put).key(name(1, 5).to_string()));
     let stop = bench.archive();
     bench.receive_whole(&wal, name(1, 5));
     let mut damaged = bench.spool.create(name(1, 6)).unwrap();

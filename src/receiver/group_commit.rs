@@ -64,11 +64,6 @@ impl<C> GroupCommit<C> {
         self.failed
     }
 
-    /// Whether segments wait to be published.
-    pub(super) fn has_complete(&self) -> bool {
-        !self.complete.is_empty()
-    }
-
     /// Whether there is something to sync and nothing is being synced.
     pub(super) fn is_due(&self) -> bool {
         let wanted = self.wanted && self.received > self.durable;

@@ -119,11 +119,6 @@ impl Intake {
         self.syncer.want();
     }
 
-    /// As [`Syncer::sync_now`].
-    pub(super) fn sync_now(&self) -> Result<bool, SpoolError> {
-        self.syncer.sync_now()
-    }
-
     /// From here on the server is told by the syncing thread what is durable.
     pub(super) fn tell_through(&self, tell: Arc<dyn Tell>) {
         self.syncer.tell_through(tell);

@@ -17,7 +17,6 @@ mod start;
 mod syncer;
 mod teller;
 mod trouble;
-mod trust;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -95,6 +94,7 @@ struct Ready {
     intake: Intake,
     timeline: TimelineId,
     start: Lsn,
+    server_end: Lsn,
     cadence: Cadence,
     source: Source,
 }
@@ -190,7 +190,7 @@ impl Receiver {
             ready = self.prepare(follower) => ready?,
             () = stop.cancelled() => return Ok(Ended::Session(SessionEnd::Asked)),
         };
-        let Ready { stream, intake, timeline, start, cadence, source } = ready;
+        let Ready { stream, intake, timeline, start, server_end, cadence, source } = ready;
         tracing::info!(cluster = %self.settings.cluster, %timeline, %start, host = follower.host(source.member), "streaming");
         self.stream_begins(source);
         let leave = stop.child_token();
@@ -202,6 +202,7 @@ impl Receiver {
             cadence,
             stop: &leave,
             held_before: intake.durable(),
+            server_end,
             standby: source.standby,
             until: source.until,
         };
@@ -265,7 +266,7 @@ impl Receiver {
         self.slot_refused = matches!(&started, Err(error) if error.is_invalidated_slot());
         let stream = started?;
         self.without_since = None;
-        Ok(Ready { stream, intake, timeline, start, cadence, source })
+        Ok(Ready { stream, intake, timeline, start, server_end: server.end, cadence, source })
     }
 
     /// A spool that is full must have room again before a connection is worth its while. Waits for it in silence, since

@@ -56,6 +56,8 @@ pub(super) struct Session<'a> {
     pub(super) stop: &'a CancellationToken,
     /// Where what we held before the session ends; a server that has less has lost it.
     pub(super) held_before: Lsn,
+    /// Where the server's WAL ended before the session. What it tells in the stream begins lower: how far it has sent.
+    pub(super) server_end: Lsn,
     /// A standby may still get what we hold.
     pub(super) standby: bool,
     /// Where the WAL ends that is wanted from this member; `None` for all that comes.
@@ -115,9 +117,8 @@ impl Session<'_> {
         teller.tell(true).await?;
         loop {
             // Commits wait for it: but first everything that is here already, so that one sync does for all.
-            if self.settings.synchronous && !reader.has_more() && !intake.is_clean() && intake.sync_now()? {
-                teller.note();
-                teller.tell(false).await?;
+            if self.settings.synchronous && !reader.has_more() && !intake.is_clean() {
+                intake.want_durable();
             }
             let patience = last_message + if asked { self.cadence.silence } else { self.cadence.ask };
             let wake =
@@ -259,6 +260,7 @@ impl Session<'_> {
     fn heard(&self, intake: &Intake, bytes: usize, server_end: Lsn, time: PgTime) {
         let now = PgTime::from(self.clock.now());
         let before = self.board.read(|status| status.state);
+        let server_end = server_end.max(self.server_end);
         let state = if server_end < self.held_before && !self.standby {
             WalState::Held
         } else if intake.position() < self.held_before {

@@ -2,19 +2,16 @@
 //!
 //! Bytes are written by the read loop; what they amount to stands in [`GroupCommit`], which both sides share. The thread takes
 //! a job, does it, and takes the next one: the read loop is not woken for it, and a commit that waits for us waits for one
-//! change of threads less. On a disk that has earned [`Trust`] the read loop syncs what commits wait for itself
-//! ([`Syncer::sync_now`]), without any.
+//! change of threads less.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::Instant;
 use wal::Lsn;
 
 use super::group_commit::{GroupCommit, SyncJob};
-use super::trust::Trust;
 use crate::spool::{CompleteSegment, SpoolError, SyncHandle};
 
 /// Tells the server where we are. Called on the syncing thread, and must not wait.
@@ -60,7 +57,6 @@ struct State {
     /// What to sync of the segment that is being written.
     open: Option<SyncHandle>,
     tell: Option<Arc<dyn Tell>>,
-    trust: Trust,
     /// The thread has nothing to do and sleeps.
     sleeps: bool,
     /// The read loop waits for the end of a job.
@@ -76,7 +72,6 @@ impl Syncer {
             position,
             open: None,
             tell: None,
-            trust: Trust::default(),
             sleeps: false,
             awaited: false,
             closed: false,
@@ -123,21 +118,6 @@ impl Syncer {
         let mut state = self.shared.state();
         state.commit.want();
         self.shared.wake_if_due(state);
-    }
-
-    /// As [`Syncer::want`]; on a trusted disk the sync is done right here, and true says that the server has to be told.
-    pub(super) fn sync_now(&self) -> Result<bool, SpoolError> {
-        let mut state = self.shared.state();
-        state.commit.want();
-        if !state.trust.is_earned() || state.commit.has_complete() {
-            self.shared.wake_if_due(state);
-            return Ok(false);
-        }
-        // None while the thread is at work: what is wanted is its next job.
-        let Some(job) = state.next_job() else { return Ok(false) };
-        drop(state);
-        self.shared.work(job)?;
-        Ok(true)
     }
 
     /// First byte that a power loss might take.
@@ -221,17 +201,11 @@ impl Shared {
 
     /// Does a job that was taken. After an error no other one is given out.
     fn work(&self, job: SyncJob<CompleteSegment, SyncHandle>) -> Result<(), SpoolError> {
-        // To publish a segment takes its time on any disk.
-        let counts = job.complete.is_empty();
-        let begin = Instant::now();
         let ended = run(job);
         let mut state = self.state();
         match ended {
             Ok(end) => {
                 state.commit.succeeded(end);
-                if counts {
-                    state.trust.took(begin.elapsed());
-                }
                 Ok(())
             }
             Err(error) => {
