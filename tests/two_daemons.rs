@@ -92,8 +92,11 @@ fn frozen_and_thawed(options: &StorageOptions, what: &str) {
     store_at(&it.pgvault, options);
     let second = other_host(&it, options);
     let hosts = [&it.pgvault, &second];
-    let mut daemons = [it.pgvault.serve(), second.serve()];
     let streams = |pgvault: &Pgvault| wal(pgvault)["streaming"] == true;
+    let first = it.pgvault.serve();
+    // Two first contacts in one moment are another question, which a store without conditions cannot answer.
+    it.pgvault.wait("the lineage begins", LIMIT, || streams(&it.pgvault));
+    let mut daemons = [first, second.serve()];
     let working = || hosts.iter().position(|host| streams(host));
     second.wait("one of the two streams", LIMIT, || working().is_some());
     let reference = it.reference();
