@@ -41,6 +41,14 @@ pub fn sync_file(file: &File) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Removes a file that may not be there. Not durable: it may come back after a crash.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
 /// Writes a new file with these permission bits, whatever the umask; an existing file is left alone.
 ///
 /// When it returns `Created`, name and content survive a crash. A crash on the way leaves nothing or the whole file

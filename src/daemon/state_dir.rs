@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, SecondsFormat, Utc};
 use rustix::fs::{FlockOperation, flock};
 
+use crate::durable;
 use crate::error::{Error, ErrorCode, Result};
 
 /// A state directory that is ours for as long as this lives.
@@ -116,10 +117,7 @@ fn already_served(path: &Path, lock: &mut File) -> Error {
 
 /// Removes what a daemon that was killed left behind. Only the holder of the lock may: nobody else can be serving.
 pub fn remove_stale(path: &Path) -> std::io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    durable::remove_if_there(path)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What the spool asks of the file system.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -75,10 +75,7 @@ pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<Written, SpoolError
 
 /// Removes a file that may not be there. Not durable: it may come back after a crash.
 pub(super) fn remove_if_there(path: &Path) -> Result<(), SpoolError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SpoolError::io(path)(error)),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    durable::remove_if_there(path).map_err(SpoolError::io(path))
 }
 
 /// Bytes that an ordinary user can still write to the file system.

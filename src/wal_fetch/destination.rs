@@ -1,17 +1,14 @@
 //! The file at `%p`.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-
-use rustix::fs::OFlags;
 
 use super::asker::Asker;
 use super::local::LocalSegment;
+use super::locked_file::{WithoutLocks, open_locked};
 use super::trouble::Trouble;
-use crate::durable::PRIVATE_FILE;
 use crate::fault_point;
 
 /// How much of a segment is served, the rest of its `size` being zeros; in bytes.
@@ -45,13 +42,13 @@ impl Destination {
         temporary_name.push(name);
         temporary_name.push(".pgvault");
         let mut temporary = path.with_file_name(&temporary_name);
-        let file = match open_locked(&temporary).map_err(trouble)? {
+        let file = match open_empty(&temporary).map_err(trouble)? {
             Some(file) => file,
             None => {
                 // Somebody who was forgotten still writes there.
                 temporary_name.push(format!("-{}", std::process::id()));
                 temporary = path.with_file_name(&temporary_name);
-                open_locked(&temporary).map_err(trouble)?.ok_or_else(|| trouble(io::ErrorKind::WouldBlock.into()))?
+                open_empty(&temporary).map_err(trouble)?.ok_or_else(|| trouble(io::ErrorKind::WouldBlock.into()))?
             }
         };
         Ok(Self { file, temporary, path: path.to_owned(), asker: asker.clone(), published: false })
@@ -116,31 +113,7 @@ impl Drop for Destination {
 }
 
 /// Opens a file of our own, empty; none when another process holds it.
-fn open_locked(path: &Path) -> io::Result<Option<File>> {
-    loop {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(PRIVATE_FILE)
-            .custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default())
-            .open(path)?;
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            // A file system without locks: then there is nobody else, as far as can be known.
-            Err(TryLockError::Error(error)) if error.kind() != io::ErrorKind::Unsupported => return Err(error),
-            Ok(()) | Err(TryLockError::Error(_)) => {}
-        }
-        // Whoever held it has perhaps renamed or removed it in between: then the name is free.
-        match fs::symlink_metadata(path) {
-            Ok(named) if named.ino() == file.metadata()?.ino() => {
-                file.set_len(0)?;
-                return Ok(Some(file));
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
+fn open_empty(path: &Path) -> io::Result<Option<File>> {
+    let file = open_locked(path, WithoutLocks::Nobody)?;
+    file.map(|file| file.set_len(0).map(|()| file)).transpose()
 }

@@ -11,6 +11,7 @@ mod asker;
 mod attempt;
 mod destination;
 mod local;
+mod locked_file;
 mod name;
 pub mod prefetch;
 mod spooled;

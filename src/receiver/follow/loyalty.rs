@@ -35,10 +35,7 @@ impl Loyalty {
     pub(super) fn write(&self, host: Option<&str>) {
         let written = match host {
             Some(host) => durable::replace(&self.path, host.as_bytes()),
-            None => match fs::remove_file(&self.path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                Ok(()) | Err(_) => Ok(()),
-            },
+            None => durable::remove_if_there(&self.path),
         };
         if let Err(error) = written {
             self.lament(&error);

@@ -1,14 +1,13 @@
 //! The folder of a prefetcher.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
-
-use crate::durable::{PRIVATE_DIR, PRIVATE_FILE};
+use crate::durable::{PRIVATE_DIR, remove_if_there};
 use crate::fault_point;
+use crate::wal_fetch::locked_file::{WithoutLocks, open_locked};
 
 /// Folder of all prefetchers, beside `%p`: in `pg_wal`, which base backups leave out (basebackup.c, `excludeDirContents`)
 /// and in which PostgreSQL looks at names of segments only.
@@ -109,27 +108,7 @@ fn make_dir(dir: &Path) -> io::Result<()> {
 
 /// The lock; none when somebody has it.
 fn take_lock(path: &Path) -> io::Result<Option<File>> {
-    loop {
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(PRIVATE_FILE)
-            .custom_flags(i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default())
-            .open(path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
-        // Whoever had it has perhaps removed its name before letting go.
-        match fs::symlink_metadata(path) {
-            Ok(named) if named.ino() == file.metadata()?.ino() => return Ok(Some(file)),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
+    open_locked(path, WithoutLocks::Refused)
 }
 
 /// Removes the files of a folder except its lock. Folders are not entered: there are none of ours.
@@ -174,13 +153,6 @@ fn remove_abandoned(base: &Path, own: &Path) {
 fn remove_empty(dir: &Path) -> io::Result<()> {
     match fs::remove_dir(dir) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => Ok(()),
-        removed => removed,
-    }
-}
-
-pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,
     }
 }

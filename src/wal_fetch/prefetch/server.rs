@@ -12,11 +12,12 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use wal::{Lsn, SegmentName, TimelineId};
 
-use super::place::{Claim, PrefetchPlace, remove_if_there};
+use super::place::{Claim, PrefetchPlace};
 use super::protocol::{self, Answer, MAX_LINE};
 use super::window::Window;
 use super::{Life, PrefetchLimits};
 use crate::clock::Clock;
+use crate::durable::remove_if_there;
 use crate::fault_point;
 use crate::repository::LineageRepository;
 use crate::wal_fetch::attempt::{Fetched, attempt, fetch_if_whole};
