@@ -1,5 +1,6 @@
 //! Servers whose WAL does not continue what is stored: refused with the facts, and with a way out that leaves what is stored.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,27 +56,32 @@ fn refused_then_begun(vault: &Vault, node: &PgNode, facts: &[&str]) {
     assert!(before.iter().all(|key| vault.keys().contains(key)), "what was stored stays");
 }
 
-#[test]
-fn a_server_that_went_back_in_time_is_refused_and_its_way_out_is_a_new_lineage() {
-    let dir = test_dir();
-    let mut node = PgNode::init(dir.path(), "node", 15, &["--wal-segsize=1"], &[]);
+/// A server whose volume was rolled back to before the last `lose`, which is stored up to the position that it returned.
+fn rolled_back(dir: &Path, lose: impl Fn(&PgNode) -> Lsn) -> (PgNode, Vault, Lsn) {
+    let mut node = PgNode::init(dir, "node", 15, &["--wal-segsize=1"], &[]);
     node.start();
     node.sql("CREATE TABLE t (n int, pad text)");
     assert!(node.stop("fast", FAST));
-    let saved = dir.path().join("saved");
+    let saved = dir.join("saved");
     assert!(Command::new("cp").arg("-a").arg(&node.data).arg(&saved).status().unwrap().success());
     node.start();
-    let vault = Vault::new(dir.path());
+    let vault = Vault::new(dir);
     let running = vault.start(&node.conninfo());
     running.wait_streaming();
-    let end = write(&node, "lost");
+    let end = lose(&node);
     running.wait_shipped(end);
     running.stop();
     assert!(node.stop("fast", FAST));
-    // Its volume is rolled back.
     std::fs::remove_dir_all(&node.data).unwrap();
     std::fs::rename(&saved, &node.data).unwrap();
     node.start();
+    (node, vault, end)
+}
+
+#[test]
+fn a_server_that_went_back_in_time_is_refused_and_its_way_out_is_a_new_lineage() {
+    let dir = test_dir();
+    let (node, vault, _) = rolled_back(dir.path(), |node| write(node, "lost"));
     node.sql("CREATE TABLE IF NOT EXISTS t (n int, pad text)");
     refused_then_begun(&vault, &node, &[]);
 }
@@ -83,24 +89,10 @@ fn a_server_that_went_back_in_time_is_refused_and_its_way_out_is_a_new_lineage()
 #[test]
 fn a_server_that_diverged_on_the_same_timeline_gets_a_new_lineage() {
     let dir = test_dir();
-    let mut node = PgNode::init(dir.path(), "node", 15, &["--wal-segsize=1"], &[]);
-    node.start();
-    node.sql("CREATE TABLE t (n int, pad text)");
-    assert!(node.stop("fast", FAST));
-    let saved = dir.path().join("saved");
-    assert!(Command::new("cp").arg("-a").arg(&node.data).arg(&saved).status().unwrap().success());
-    node.start();
-    let vault = Vault::new(dir.path());
-    let running = vault.start(&node.conninfo());
-    running.wait_streaming();
-    node.sql("INSERT INTO t VALUES (1, 'lost')");
-    let ours = flushed(&node);
-    running.wait_shipped(ours);
-    running.stop();
-    assert!(node.stop("fast", FAST));
-    std::fs::remove_dir_all(&node.data).unwrap();
-    std::fs::rename(&saved, &node.data).unwrap();
-    node.start();
+    let (node, vault, ours) = rolled_back(dir.path(), |node| {
+        node.sql("INSERT INTO t VALUES (1, 'lost')");
+        flushed(node)
+    });
     // It is further than what we hold, on another way.
     while write(&node, "other") < ours.saturating_add(1 << 20) {}
     refused_then_begun(&vault, &node, &["other bytes"]);
