@@ -1,9 +1,19 @@
-//! The command line as clap sees it. What a command does stands in the file of its name.
+//! The command line as clap sees it; commands with much to say in files of their own. What a command does stands in the
+//! file of its name one folder above.
+
+mod backup;
+mod recover;
+mod repo;
+mod wal;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use wal::{Lsn, TimelineId};
+use clap::{Args, Parser, Subcommand};
+
+pub use backup::{Backup, BackupNow, Kind};
+pub use recover::{Action, Recover, Target};
+pub use repo::Repo;
+pub use wal::{Wal, WalFetch, WalPrefetch, WalVerify};
 
 /// A backup server for PostgreSQL: streamed WAL, base backups, recovery to a moment.
 #[derive(Debug, Parser)]
@@ -179,247 +189,6 @@ pub struct Window {
     pub at: Option<String>,
 }
 
-/// `backup …`
-#[derive(Debug, Subcommand)]
-pub enum Backup {
-    /// Start a base backup
-    Now(BackupNow),
-    /// All backups, newest last
-    List(OfCluster),
-    /// One backup
-    Show {
-        /// Its id, the start of it, or `latest`
-        id: String,
-    },
-    /// Read a backup and compare (not available in this version)
-    Verify(Rest),
-    /// Pin a backup (not available in this version)
-    Keep(Rest),
-    /// Unpin a backup (not available in this version)
-    Release(Rest),
-    /// Delete a backup (not available in this version)
-    Delete(Rest),
-}
-
-/// `backup now`
-#[derive(Args, Debug)]
-pub struct BackupNow {
-    /// Which cluster
-    #[command(flatten)]
-    pub of: OfCluster,
-    /// Return when the backup is committed and usable
-    #[arg(long)]
-    pub wait: bool,
-    /// How much to read from the server: what changed where it can tell (17 and later), everything, or what changed
-    /// whenever possible. Every backup restores alone, whichever it was
-    #[arg(long, value_enum, default_value_t = Kind::Auto)]
-    pub kind: Kind,
-    /// A name for people, kept as the annotation `name`
-    #[arg(long)]
-    pub name: Option<String>,
-    /// Something to remember with it
-    #[arg(long = "annotation", value_name = "K=V", value_parser = key_value)]
-    pub annotations: Vec<(String, String)>,
-    /// Checkpoint at once in place of a spread one
-    #[arg(long)]
-    pub fast_checkpoint: bool,
-    /// At most so many bytes per second, as in 50MB/s
-    #[arg(long, value_name = "RATE", value_parser = crate::config::values::rate)]
-    pub max_rate: Option<u64>,
-}
-
-/// How a backup is read from the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Kind {
-    /// As is best
-    Auto,
-    /// Every file
-    Full,
-    /// What changed since another one
-    Incremental,
-}
-
-/// `recover`
-#[derive(Args, Debug)]
-pub struct Recover {
-    /// Which cluster
-    #[command(flatten)]
-    pub of: OfCluster,
-    /// Directory to write; must be empty or absent
-    #[arg(long, value_name = "DIR")]
-    pub to: PathBuf,
-    /// The moment
-    #[command(flatten)]
-    pub target: Target,
-    /// Stop just before the target
-    #[arg(long)]
-    pub exclusive: bool,
-    /// A branch of the history: a number, or latest
-    #[arg(long, value_name = "N")]
-    pub timeline: Option<String>,
-    /// At the target: wait readable, become writable, or stop
-    #[arg(long, value_enum)]
-    pub action: Option<Action>,
-    /// The backup to start from; default: the nearest one
-    #[arg(long, value_name = "ID")]
-    pub backup: Option<String>,
-    /// Keep what is already right in the directory (not available in this version)
-    #[arg(long)]
-    pub delta: bool,
-    /// Write a standby
-    #[arg(long)]
-    pub standby: bool,
-    /// libpq words of the primary, for the standby
-    #[arg(long, value_name = "S", requires = "standby")]
-    pub primary_conninfo: Option<String>,
-    /// Replication slot of the standby
-    #[arg(long, value_name = "NAME", requires = "standby")]
-    pub slot: Option<String>,
-    /// Write no recovery settings and no signal file: an HA manager does
-    #[arg(long, conflicts_with_all = ["standby", "recovery_options", "action"])]
-    pub no_config: bool,
-    /// Put a tablespace elsewhere; paths
-    #[arg(long = "tablespace", value_name = "OLD=NEW", value_parser = key_value)]
-    pub tablespaces: Vec<(String, String)>,
-    /// Put pg_wal there
-    #[arg(long, value_name = "DIR")]
-    pub wal_dir: Option<PathBuf>,
-    /// Parallel requests and writers
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub jobs: Option<u16>,
-    /// Give the files to this user
-    #[arg(long, value_name = "USER")]
-    pub owner: Option<String>,
-    /// More recovery settings
-    #[arg(long = "recovery-option", value_name = "K=V", value_parser = key_value)]
-    pub recovery_options: Vec<(String, String)>,
-    /// Print the plan and change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-}
-
-/// The moment to recover to; one of them.
-#[derive(Args, Debug, Default)]
-#[group(id = "target", multiple = false)]
-pub struct Target {
-    /// Before the first commit later than this, with a zone: 2026-11-20 05:22:36+00, "5 minutes ago"
-    #[arg(help_heading = "Target", long, value_name = "T")]
-    pub target_time: Option<String>,
-    /// At this position
-    #[arg(help_heading = "Target", long, value_name = "L")]
-    pub target_lsn: Option<String>,
-    /// At the end of this transaction
-    #[arg(help_heading = "Target", long, value_name = "X")]
-    pub target_xid: Option<u32>,
-    /// At this restore point
-    #[arg(help_heading = "Target", long, value_name = "N")]
-    pub target_name: Option<String>,
-    /// At the end of the stored WAL (the default)
-    #[arg(help_heading = "Target", long)]
-    pub latest: bool,
-    /// As soon as the backup is consistent
-    #[arg(help_heading = "Target", long)]
-    pub immediate: bool,
-}
-
-/// What PostgreSQL does at the target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Action {
-    /// Wait, readable
-    Pause,
-    /// Become writable on a new timeline
-    Promote,
-    /// Stop
-    Shutdown,
-}
-
-/// `wal …`
-#[derive(Debug, Subcommand)]
-pub enum Wal {
-    /// Fetch one file: the restore_command
-    Fetch(WalFetch),
-    /// Fetch ahead of a recovery; `wal fetch` starts it
-    #[command(hide = true)]
-    Prefetch(WalPrefetch),
-    /// Stored ranges, by timeline
-    List(OfCluster),
-    /// Missing ranges
-    Gaps(OfCluster),
-    /// Make the primary finish its segment
-    Switch(OfCluster),
-    /// Read all stored WAL and prove that it is whole and one log
-    Verify(WalVerify),
-}
-
-/// `wal verify`
-#[derive(Args, Debug)]
-pub struct WalVerify {
-    /// Cluster
-    #[command(flatten)]
-    pub of: OfCluster,
-    /// From this position on
-    #[arg(long, value_name = "LSN")]
-    pub from: Option<Lsn>,
-    /// Up to this position
-    #[arg(long, value_name = "LSN")]
-    pub to: Option<Lsn>,
-    /// This timeline only
-    #[arg(long, value_name = "N")]
-    pub timeline: Option<TimelineId>,
-    /// From listings alone: look for what is missing, read no WAL
-    #[arg(long)]
-    pub quick: bool,
-    /// Pieces read at the same time
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub jobs: u16,
-}
-
-/// `wal fetch`
-#[derive(Args, Debug)]
-pub struct WalFetch {
-    /// The branch that is recovered: what it has left behind is not served
-    #[arg(long, value_name = "N")]
-    pub timeline: Option<TimelineId>,
-    /// Where recovery will stop: WAL missing behind it is no hole
-    #[arg(long, value_name = "LSN")]
-    pub until: Option<Lsn>,
-    /// How long trouble is put up with before exit 255 [default: 2min; segments on a standby: 10s]
-    #[arg(long, value_name = "TIME", value_parser = crate::config::values::duration)]
-    pub patience: Option<std::time::Duration>,
-    /// How much is fetched ahead of what is asked for, on the file system of %p; 0: nothing
-    #[arg(long, value_name = "SIZE", value_parser = crate::config::values::size, default_value = "256MB")]
-    pub prefetch: u64,
-    /// Cluster
-    #[arg(value_name = "CLUSTER")]
-    pub name: String,
-    /// Name of the file: %f
-    #[arg(value_name = "FILE")]
-    pub file: String,
-    /// Where to write it: %p
-    #[arg(value_name = "PATH")]
-    pub path: PathBuf,
-}
-
-/// `wal prefetch`: what `wal fetch` was given, without the file
-#[derive(Args, Debug)]
-pub struct WalPrefetch {
-    /// As for `wal fetch`
-    #[arg(long, value_name = "N")]
-    pub timeline: Option<TimelineId>,
-    /// As for `wal fetch`
-    #[arg(long, value_name = "LSN")]
-    pub until: Option<Lsn>,
-    /// As for `wal fetch`
-    #[arg(long, value_name = "SIZE", value_parser = crate::config::values::size, default_value = "256MB")]
-    pub prefetch: u64,
-    /// Cluster
-    #[arg(value_name = "CLUSTER")]
-    pub name: String,
-    /// The folder to work in
-    #[arg(value_name = "DIR")]
-    pub dir: PathBuf,
-}
-
 /// `slot …`
 #[derive(Debug, Subcommand)]
 pub enum Slot {
@@ -429,19 +198,6 @@ pub enum Slot {
     Create(OfCluster),
     /// Drop it: the primary forgets how far pgvault is
     Drop(OfCluster),
-}
-
-/// `repo …`
-#[derive(Debug, Subcommand)]
-pub enum Repo {
-    /// Make the repository
-    Init,
-    /// Write, read and compare, and say what the store can do
-    Check,
-    /// What each backup really takes, alone and shared, and the WAL
-    Stats(OfCluster),
-    /// Copy to another place (not available in this version)
-    Copy(Rest),
 }
 
 /// `config …`

@@ -1,0 +1,65 @@
+//! `backup …`
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{OfCluster, Rest, key_value};
+
+/// `backup …`
+#[derive(Debug, Subcommand)]
+pub enum Backup {
+    /// Start a base backup
+    Now(BackupNow),
+    /// All backups, newest last
+    List(OfCluster),
+    /// One backup
+    Show {
+        /// Its id, the start of it, or `latest`
+        id: String,
+    },
+    /// Read a backup and compare (not available in this version)
+    Verify(Rest),
+    /// Pin a backup (not available in this version)
+    Keep(Rest),
+    /// Unpin a backup (not available in this version)
+    Release(Rest),
+    /// Delete a backup (not available in this version)
+    Delete(Rest),
+}
+
+/// `backup now`
+#[derive(Args, Debug)]
+pub struct BackupNow {
+    /// Which cluster
+    #[command(flatten)]
+    pub of: OfCluster,
+    /// Return when the backup is committed and usable
+    #[arg(long)]
+    pub wait: bool,
+    /// How much to read from the server: what changed where it can tell (17 and later), everything, or what changed
+    /// whenever possible. Every backup restores alone, whichever it was
+    #[arg(long, value_enum, default_value_t = Kind::Auto)]
+    pub kind: Kind,
+    /// A name for people, kept as the annotation `name`
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Something to remember with it
+    #[arg(long = "annotation", value_name = "K=V", value_parser = key_value)]
+    pub annotations: Vec<(String, String)>,
+    /// Checkpoint at once in place of a spread one
+    #[arg(long)]
+    pub fast_checkpoint: bool,
+    /// At most so many bytes per second, as in 50MB/s
+    #[arg(long, value_name = "RATE", value_parser = crate::config::values::rate)]
+    pub max_rate: Option<u64>,
+}
+
+/// How a backup is read from the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// As is best
+    Auto,
+    /// Every file
+    Full,
+    /// What changed since another one
+    Incremental,
+}
