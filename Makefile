@@ -29,6 +29,16 @@ chaos: setup ## failover storms, minutes of outage, every call that can fail, la
 	RUST_TEST_THREADS=1 cargo test --locked --test suite -- --ignored --nocapture $(CHAOS)
 	PGVAULT_TEST_SPOOL_SEGMENTS=100000 cargo test --locked --test suite -- --nocapture a_spool_of_many_segments
 
+# What asks for backups and restores, over every version; `make test` uses one or two of them in each test.
+MAJORS ?= 14 15 16 17 18
+MATRIX ?= backup_engine:: incremental_backups:: restore_files:: recover_branches:: branches_are_kept:: main_job:: refusals:: kill_nine:: wal_fetch_contract:: format_is_readable::
+
+matrix: setup ## the tests of backups and restores on PostgreSQL 14 to 18 (a part: MAJORS="17 18" MATRIX=restore_files::)
+	cargo test --locked --test suite --no-run
+	@for major in $(MAJORS); do echo "PostgreSQL $$major"; \
+	  PGVAULT_TEST_MAJOR=$$major RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked --quiet --test suite -- $(MATRIX) || failed="$$failed $$major"; done; \
+	  test -z "$$failed" || { echo "fails on PostgreSQL$$failed"; exit 1; }
+
 lint: ## formatting, clippy, licences and sources of dependencies
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -39,14 +49,15 @@ fmt: ## format the sources
 
 bench: bench-backup bench-second bench-wal bench-replay ## all benchmarks, beside other tools in the same run
 
-bench-backup: setup ## a 2 GiB cluster backed up and restored, beside PostgreSQL's own tools (SCALE=14 for a short run)
+bench-backup: setup ## backups and restores, beside other tools (BACKUP="--scale 20 --runs 1 --only full,second" for a short run)
 	cargo build --release --locked
-	python3 bench/main_job.py target/release/pgvault "$(SERVERS)" $(SCALE)
+	@scripts/setup-peers.sh "$(PEERS)" pgbackrest wal_rus barman
+	python3 bench/backup.py target/release/pgvault "$(SERVERS)" "$(PEERS)" $(BACKUP)
 
-bench-second: setup ## what a second backup adds and how long it takes, beside pgBackRest (SECOND="--scale 10 --major 17" for a short run)
+bench-second: setup ## what a second backup adds, restored exactly, also without the first (SECOND="--major 17" for incremental ones)
 	cargo build --release --locked
-	@scripts/setup-peers.sh "$(PEERS)" pgbackrest
-	python3 bench/second_backup.py $(SECOND)
+	@scripts/setup-peers.sh "$(PEERS)" pgbackrest wal_rus barman
+	python3 bench/backup.py target/release/pgvault "$(SERVERS)" "$(PEERS)" --scale 100 --only second,again,kept $(SECOND)
 
 bench-wal: setup ## WAL taken in, stored and acknowledged, beside other tools (WAL="--segments 14 --runs 1 --seconds 3" for a short run)
 	cargo build --release --locked
@@ -67,4 +78,4 @@ setup: ## PostgreSQL and S3 servers for the tests
 setup-demo: ## PostgreSQL of the distribution, for the demo
 	@scripts/setup.sh
 
-.PHONY: help demo test chaos integration lint fmt bench bench-backup bench-second bench-wal bench-replay docs setup setup-demo
+.PHONY: help demo test chaos integration matrix lint fmt bench bench-backup bench-second bench-wal bench-replay docs setup setup-demo

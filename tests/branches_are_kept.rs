@@ -8,7 +8,7 @@ use wal::TimelineId;
 
 use crate::support::ledger::Ledger;
 use crate::support::oracle::Oracle;
-use crate::support::pg::PgNode;
+use crate::support::pg::{PgNode, major};
 use crate::support::receivewal::ReceiveWal;
 use crate::support::restored::wait_promoted;
 use crate::support::scene::{LIMIT, Scene, Setting, now_and_here, wait_stored};
@@ -16,7 +16,7 @@ use crate::support::truth::Target;
 
 #[test]
 fn both_branches_are_recovered_after_a_recovery_was_promoted() {
-    let mut scene = Scene::new(Setting::of(15));
+    let mut scene = Scene::new(Setting::of(major(15)));
     scene.backup();
     scene.more(40);
     let one = scene.note("fork");

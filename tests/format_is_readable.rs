@@ -16,7 +16,7 @@ use pgvault::repository::{LineageRepository, MarkDocument};
 use tokio_util::sync::CancellationToken;
 use wal::{PgTime, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
-use crate::support::pg::{PgNode, give_to_server_user, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
 use crate::support::{stored_wal, wal_truth};
 
 fn reader(repository: &Path, arguments: &[&str]) -> Output {
@@ -51,7 +51,7 @@ struct Wal {
 impl Wal {
     fn of_a_busy_server(dir: &Path) -> Self {
         let settings = [("wal_keep_size", "1GB"), ("wal_recycle", "off")];
-        let mut node = PgNode::init(dir, "node", 16, &["--wal-segsize=1"], &settings);
+        let mut node = PgNode::init(dir, "node", major(16), &["--wal-segsize=1"], &settings);
         node.start();
         node.sql("CREATE TABLE t AS SELECT g, md5(g::text) m FROM generate_series(1, 20000) g");
         node.sql("SELECT pg_create_restore_point('before the end'), pg_switch_wal()");
@@ -185,7 +185,7 @@ impl WalProgress for NoWal {
 #[tokio::test]
 async fn a_cluster_is_restored_and_recovered_without_pgvault() {
     let dir = test_dir();
-    let mut source = BackedUp::new(dir.path(), 17).await;
+    let mut source = BackedUp::new(dir.path(), major(17)).await;
     source.node.sql("INSERT INTO u SELECT g, 'after the backup' FROM generate_series(30001, 31000) g");
     let question = "SELECT count(*), sum(g), md5(string_agg(m, '' ORDER BY g)) FROM (TABLE t UNION ALL TABLE u) x";
     let expected = source.node.sql(question);
@@ -199,7 +199,7 @@ async fn a_cluster_is_restored_and_recovered_without_pgvault() {
     let verified = read(repository, &["verify"]);
     assert!(verified.trim_end().ends_with(" 0 damaged"), "{verified}");
 
-    let restored = PgNode::at(dir.path(), "restored", 17);
+    let restored = PgNode::at(dir.path(), "restored", major(17));
     read(repository, &["restore", "main", &source.backup, restored.data.to_str().unwrap()]);
     let refused = reader(repository, &["restore", "main", &source.backup, restored.data.to_str().unwrap()]);
     assert_eq!(refused.status.code(), Some(255), "a directory that is not empty must be refused");
@@ -224,7 +224,7 @@ async fn a_cluster_is_restored_and_recovered_without_pgvault() {
 #[tokio::test]
 async fn damage_of_a_backup_is_found_without_pgvault() {
     let dir = test_dir();
-    let source = BackedUp::new(dir.path(), 16).await;
+    let source = BackedUp::new(dir.path(), major(16)).await;
     let below = source.repository.join(source.lineage.keys().prefix()).join("backups").join(&source.backup);
     let pick = |folder: &Path, part: &str| {
         files_below(folder).into_iter().find(|file| file.to_str().unwrap().contains(part)).unwrap()

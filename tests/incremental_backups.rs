@@ -14,7 +14,7 @@ use pgvault::storage::Storage;
 use recovery::{Backup, BackupKind, RecoveryTarget};
 
 use crate::support::generations::{STEPS, begin, contents, step};
-use crate::support::pg::{PgNode, give_to_server_user, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
 use crate::support::restored::{Scene, lsn, wait_promoted};
 use crate::support::vault::Running;
 
@@ -202,7 +202,9 @@ fn every_generation_read_from_18_is_that_of_a_whole_backup() {
 fn without_page_checksums_and_with_tablespaces_every_row_is_there() {
     let dir = test_dir();
     let scene = Scene::new(dir.path());
-    let mut node = summarizing(dir.path(), 18, &["--no-data-checksums"]);
+    let major = major(18).max(17);
+    // Before 18 there are none unless they are asked for.
+    let mut node = summarizing(dir.path(), major, if major >= 18 { &["--no-data-checksums"] } else { &[] });
     let space = dir.path().join("a space");
     fs::create_dir(&space).unwrap();
     give_to_server_user(&space);
@@ -224,7 +226,7 @@ fn without_page_checksums_and_with_tablespaces_every_row_is_there() {
     pipeline.stop();
     assert!(node.stop("fast", Duration::from_secs(30)));
     let elsewhere = dir.path().join("elsewhere");
-    let restored = scene.recover("recovered", 18, |request| {
+    let restored = scene.recover("recovered", major, |request| {
         request.tablespaces.push((space.clone(), elsewhere));
         request.recovery.backup = Some(backup.id);
     });
@@ -236,7 +238,7 @@ fn without_page_checksums_and_with_tablespaces_every_row_is_there() {
 fn on_any_doubt_everything_is_read_and_the_reason_told() {
     let dir = test_dir();
     let scene = Scene::new(dir.path());
-    let mut node = summarizing(dir.path(), 17, &["--data-checksums"]);
+    let mut node = summarizing(dir.path(), major(17).max(17), &["--data-checksums"]);
     begin(&node);
     let pipeline = scene.vault.start(&node.conninfo());
     pipeline.wait_streaming();

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::support::attacked::{Attacked, Dice, LIMIT, install, size, spool, wait_shipped};
 use crate::support::fake_s3::{Conditions, FakeS3Process, Wrong};
 use crate::support::filler::Filler;
-use crate::support::pg::{PgNode, test_dir};
+use crate::support::pg::{PgNode, major, test_dir};
 use crate::support::pgvault::{Daemon, Pgvault};
 use crate::support::scene::store_at;
 
@@ -309,7 +309,7 @@ fn a_bit_that_flipped_in_the_spool_is_never_shipped() {
 #[ignore = "a gigabyte of WAL: make chaos"]
 fn a_restart_with_a_gigabyte_in_the_spool_streams_again_within_seconds() {
     let dir = test_dir();
-    let mut node = PgNode::init(dir.path(), "primary", 17, &[], &[("max_wal_size", "4GB")]);
+    let mut node = PgNode::init(dir.path(), "primary", major(17), &[], &[("max_wal_size", "4GB")]);
     node.start();
     let pgvault = install(dir.path());
     pgvault.config_for(&node, "");

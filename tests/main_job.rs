@@ -7,7 +7,7 @@ use serde_json::Value;
 use wal::{Lsn, PgTime};
 
 use crate::support::oracle::Oracle;
-use crate::support::pg::{as_server_user, bin_dir};
+use crate::support::pg::{as_server_user, bin_dir, major};
 use crate::support::restored::{wait_paused, wait_promoted};
 use crate::support::scene::{LIMIT, Noted, Scene, Setting, now_and_here};
 use crate::support::truth::{End, Target};
@@ -33,7 +33,7 @@ fn time(time: PgTime, inclusive: bool) -> Target {
 
 #[test]
 fn every_kind_of_target_is_exact() {
-    let mut scene = Scene::new(Setting::of(15));
+    let mut scene = Scene::new(Setting::of(major(15)));
     let first = scene.backup();
     scene.more(60);
     let one = scene.note("first point");
@@ -131,7 +131,7 @@ fn every_action(scene: &mut Scene, oracle: &Oracle, one: &Noted, two: &Noted) {
     let mut node = scene.recover(&["--target-name", "first point", "--action", "shutdown"]);
     node.try_start();
     assert!(node.wait_end(LIMIT), "it does not shut down:\n{}", node.log());
-    let control = as_server_user(bin_dir(15).join("pg_controldata")).arg(&node.data).output().unwrap();
+    let control = as_server_user(bin_dir(major(15)).join("pg_controldata")).arg(&node.data).output().unwrap();
     assert!(String::from_utf8_lossy(&control.stdout).contains("shut down in recovery"));
     let auto = node.data.join("postgresql.auto.conf");
     let text = fs::read_to_string(&auto).unwrap() + "\nrecovery_target_action = 'promote'\n";
@@ -144,7 +144,7 @@ fn every_action(scene: &mut Scene, oracle: &Oracle, one: &Noted, two: &Noted) {
 
 #[test]
 fn a_dropped_table_can_be_looked_at_while_recovery_is_paused() {
-    let mut scene = Scene::new(Setting::of(15));
+    let mut scene = Scene::new(Setting::of(major(15)));
     scene.node.sql("CREATE TABLE precious(i int PRIMARY KEY); INSERT INTO precious SELECT generate_series(1, 1000)");
     scene.backup();
     scene.node.sql("INSERT INTO precious SELECT generate_series(1001, 2000)");
@@ -171,7 +171,7 @@ fn a_dropped_table_can_be_looked_at_while_recovery_is_paused() {
 
 #[test]
 fn the_main_job_is_done_from_s3() {
-    let mut scene = Scene::new(Setting { s3: true, ..Setting::of(15) });
+    let mut scene = Scene::new(Setting { s3: true, ..Setting::of(major(15)) });
     scene.backup();
     scene.more(40);
     let one = scene.note("in s3");

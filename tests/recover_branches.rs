@@ -6,7 +6,7 @@ use pgvault::restore::window;
 use recovery::{Note, RecoveryTarget, TargetAction, TargetTimeline, Window};
 use wal::{Lsn, PgTime, TimelineId};
 
-use crate::support::pg::{PgNode, test_dir};
+use crate::support::pg::{PgNode, major, test_dir};
 use crate::support::restored::{Scene, lsn, now, wait_paused, wait_promoted};
 
 fn tli(number: u32) -> TimelineId {
@@ -40,7 +40,7 @@ fn store_all(scene: &Scene, node: &PgNode, work: impl FnOnce()) -> Lsn {
 fn a_recovery_that_was_promoted_is_a_branch_and_both_can_be_recovered() {
     let dir = test_dir();
     let scene = Scene::new(dir.path());
-    let mut primary = PgNode::start_new(dir.path(), "primary", 16);
+    let mut primary = PgNode::start_new(dir.path(), "primary", major(16));
     primary.sql("CREATE TABLE t (n int)");
     let mut fork = Lsn::INVALID;
     let mut between = PgTime::from_micros(0);
@@ -56,7 +56,7 @@ fn a_recovery_that_was_promoted_is_a_branch_and_both_can_be_recovered() {
     assert!(primary.stop("fast", Duration::from_secs(30)));
 
     // Back to before 2, and on from there.
-    let promoted = scene.recover("promoted", 16, |request| {
+    let promoted = scene.recover("promoted", major(16), |request| {
         request.recovery.target = RecoveryTarget::Lsn(fork);
         request.recovery.inclusive = false;
         request.recovery.action = Some(TargetAction::Promote);
@@ -78,18 +78,18 @@ fn a_recovery_that_was_promoted_is_a_branch_and_both_can_be_recovered() {
     assert_eq!(window.ranges[1].to.lsn, first_end);
     assert_eq!(window.timelines[1].parent, Some(tli(1)));
 
-    let latest = scene.recover("latest", 16, |_| ());
+    let latest = scene.recover("latest", major(16), |_| ());
     wait_promoted(&latest);
     assert_eq!(rows(&latest), "1,4,5");
     assert_eq!(latest.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "3");
     drop(latest);
 
     // The live branch is meant unless another one is named, or it alone holds the target.
-    let live = scene.recover("live", 16, |request| request.recovery.target = RecoveryTarget::Time(between));
+    let live = scene.recover("live", major(16), |request| request.recovery.target = RecoveryTarget::Time(between));
     wait_paused(&live);
     assert_eq!(rows(&live), "1");
     drop(live);
-    let named = scene.recover("named", 16, |request| {
+    let named = scene.recover("named", major(16), |request| {
         request.recovery.timeline = Some(TargetTimeline::Number(tli(1)));
         request.recovery.action = Some(TargetAction::Pause);
     });
@@ -99,7 +99,7 @@ fn a_recovery_that_was_promoted_is_a_branch_and_both_can_be_recovered() {
     let target = RecoveryTarget::Name("left_behind".to_owned());
     let plan = scene.plan(&scene.request(&dir.path().join("only_there"), target.clone())).unwrap();
     assert!(matches!(plan.recovery.notes[0], Note::OtherBranch { .. }), "{:?}", plan.recovery.notes);
-    let only_there = scene.recover("only_there", 16, |request| request.recovery.target = target.clone());
+    let only_there = scene.recover("only_there", major(16), |request| request.recovery.target = target.clone());
     wait_paused(&only_there);
     assert_eq!(rows(&only_there), "1,2");
     let mut strict = scene.request(&dir.path().join("strict"), target);

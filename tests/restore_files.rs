@@ -14,7 +14,7 @@ use recovery::settings::StandbySettings;
 use recovery::{RecoveryTarget, StopAt, TargetAction};
 use wal::PgTime;
 
-use crate::support::pg::{PgNode, am_root, as_server_user, bin_dir, give_to_server_user, test_dir};
+use crate::support::pg::{PgNode, am_root, as_server_user, bin_dir, give_to_server_user, major, test_dir};
 use crate::support::restored::{Scene, listing, lsn, wait_paused, wait_promoted};
 
 /// Commit times of transactions, as the server tells them.
@@ -35,7 +35,7 @@ fn rows(node: &PgNode) -> String {
 fn every_kind_of_target_recovers_what_was_committed_until_then() {
     let dir = test_dir();
     let scene = Scene::new(dir.path());
-    let mut primary = PgNode::start_new(dir.path(), "primary", 17);
+    let mut primary = PgNode::start_new(dir.path(), "primary", major(17));
     primary.sql("CREATE TABLE t (n int)");
     let pipeline = scene.vault.start(&primary.conninfo());
     pipeline.wait_streaming();
@@ -64,7 +64,7 @@ fn every_kind_of_target_recovers_what_was_committed_until_then() {
         ("immediate", RecoveryTarget::Immediate, true, "1"),
     ];
     for (name, target, inclusive, expected) in table {
-        let mut restored = scene.recover(name, 17, |request| {
+        let mut restored = scene.recover(name, major(17), |request| {
             request.recovery.target = target;
             request.recovery.inclusive = inclusive;
         });
@@ -73,7 +73,7 @@ fn every_kind_of_target_recovers_what_was_committed_until_then() {
         assert!(restored.stop("fast", Duration::from_secs(30)));
     }
     // Without a target it ends at the end of the WAL, and is a server of its own.
-    let restored = scene.recover("latest", 17, |_| ());
+    let restored = scene.recover("latest", major(17), |_| ());
     wait_promoted(&restored);
     assert_eq!(rows(&restored), "1,2,3,4,5");
     restored.sql("INSERT INTO t VALUES (6)");
@@ -148,7 +148,7 @@ fn owned_by(path: &Path, uid: u32) -> bool {
 fn tablespaces_and_wal_go_where_they_are_told() {
     let dir = test_dir();
     let old = dir.path().join("old_ts");
-    let scene = backed_up(dir.path(), 16, |primary| {
+    let scene = backed_up(dir.path(), major(16), |primary| {
         fs::create_dir(&old).unwrap();
         give_to_server_user(&old);
         primary.sql(&format!("CREATE TABLESPACE ts LOCATION '{}'", old.display()));
@@ -160,7 +160,7 @@ fn tablespaces_and_wal_go_where_they_are_told() {
     assert_eq!(refused.code(), ErrorCode::TargetDirectory);
     assert!(refused.to_string().contains("--tablespace"), "{refused}");
     let (new, wal) = (dir.path().join("new_ts"), dir.path().join("new_wal"));
-    let restored = scene.recover("restored", 16, |request| {
+    let restored = scene.recover("restored", major(16), |request| {
         request.tablespaces = vec![(old.clone(), new.clone())];
         request.wal_dir = Some(wal.clone());
     });
@@ -180,10 +180,10 @@ fn tablespaces_and_wal_go_where_they_are_told() {
 #[test]
 fn a_restore_that_was_interrupted_cannot_be_started_and_can_be_run_again() {
     let dir = test_dir();
-    let scene = backed_up(dir.path(), 15, |primary| {
+    let scene = backed_up(dir.path(), major(15), |primary| {
         primary.sql("CREATE TABLE big AS SELECT n, md5(n::text) FROM generate_series(1, 300000) n");
     });
-    let mut node = PgNode::at(dir.path(), "restored", 15);
+    let mut node = PgNode::at(dir.path(), "restored", major(15));
     let request = scene.request(&node.data, RecoveryTarget::Latest);
     let plan = scene.plan(&request).unwrap();
     scene
@@ -214,7 +214,7 @@ fn a_restore_that_was_interrupted_cannot_be_started_and_can_be_run_again() {
 #[test]
 fn damage_in_the_repository_is_found_before_a_server_can_start() {
     let dir = test_dir();
-    let scene = backed_up(dir.path(), 15, |_| ());
+    let scene = backed_up(dir.path(), major(15), |_| ());
     let target = dir.path().join("restored");
     let plan = scene.plan(&scene.request(&target, RecoveryTarget::Latest)).unwrap();
     for fault in [Fault::FlipBit(20_000), Fault::Truncate(1000)] {
@@ -229,7 +229,7 @@ fn damage_in_the_repository_is_found_before_a_server_can_start() {
 #[test]
 fn what_is_refused_leaves_everything_as_it_was() {
     let dir = test_dir();
-    let scene = backed_up(dir.path(), 15, |_| ());
+    let scene = backed_up(dir.path(), major(15), |_| ());
     let target = dir.path().join("target");
     let full = dir.path().join("full");
     fs::create_dir_all(full.join("something")).unwrap();
@@ -278,7 +278,7 @@ fn what_is_refused_leaves_everything_as_it_was() {
 fn a_standby_gets_its_settings_and_streams() {
     let dir = test_dir();
     let scene = Scene::new(dir.path());
-    let primary = PgNode::start_new(dir.path(), "primary", 16);
+    let primary = PgNode::start_new(dir.path(), "primary", major(16));
     primary.sql("CREATE TABLE t (n int)");
     let pipeline = scene.vault.start(&primary.conninfo());
     pipeline.wait_streaming();
@@ -286,7 +286,7 @@ fn a_standby_gets_its_settings_and_streams() {
     insert(&primary, 1);
     scene.backup(&primary);
     primary.sql("SELECT pg_create_physical_replication_slot('s1')");
-    let standby = scene.recover("standby", 16, |request| {
+    let standby = scene.recover("standby", major(16), |request| {
         let settings = StandbySettings { primary_conninfo: primary.conninfo(), slot: Some("s1".to_owned()) };
         request.config.as_mut().unwrap().standby = Some(settings);
     });
@@ -301,8 +301,8 @@ fn a_standby_gets_its_settings_and_streams() {
 #[test]
 fn without_configuration_only_files_are_written() {
     let dir = test_dir();
-    let scene = backed_up(dir.path(), 15, |_| ());
-    let node = PgNode::at(dir.path(), "restored", 15);
+    let scene = backed_up(dir.path(), major(15), |_| ());
+    let node = PgNode::at(dir.path(), "restored", major(15));
     let mut request = scene.request(&node.data, RecoveryTarget::Latest);
     request.config = None;
     let plan = scene.plan(&request).unwrap();

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use recovery::settings::StandbySettings;
 
-use crate::support::pg::{PgNode, give_to_server_user, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
 use crate::support::restored::{Scene, lsn, wait, wait_promoted};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A backup, five whole segments with a row each, and a tail with a sixth row.
 fn written(scene: &Scene, dir: &std::path::Path) {
-    let mut primary = PgNode::start_new(dir, "primary", 15);
+    let mut primary = PgNode::start_new(dir, "primary", major(15));
     primary.sql("CREATE TABLE t (n int)");
     let pipeline = scene.vault.start(&primary.conninfo());
     pipeline.wait_streaming();
@@ -31,7 +31,7 @@ fn written(scene: &Scene, dir: &std::path::Path) {
 
 /// A restored data directory whose restore_command gives up after a second.
 fn restored(scene: &Scene, name: &str) -> PgNode {
-    let node = scene.restore(name, 15, |_| ());
+    let node = scene.restore(name, major(15), |_| ());
     be_impatient(&node);
     node
 }
@@ -78,7 +78,7 @@ fn recovery_ends_at_the_end_of_the_wal_and_takes_a_timeline_that_is_free() {
     let dir = test_dir();
     let scene = Scene::new(dir.path());
     written(&scene, dir.path());
-    let promoted = scene.recover("promoted", 15, |_| ());
+    let promoted = scene.recover("promoted", major(15), |_| ());
     wait_promoted(&promoted);
     assert_eq!(promoted.sql("SELECT count(*) FROM t"), "6");
     assert_eq!(promoted.sql("SELECT timeline_id FROM pg_control_checkpoint()"), "2");
@@ -86,7 +86,7 @@ fn recovery_ends_at_the_end_of_the_wal_and_takes_a_timeline_that_is_free() {
     let history = fs::read(promoted.data.join("pg_wal/00000002.history")).unwrap();
     let two = wal::TimelineId::new(2).unwrap();
     scene.vault.runtime.block_on(scene.vault.lineage().put_history(two, &history)).unwrap();
-    let next = scene.recover("next", 15, |request| {
+    let next = scene.recover("next", major(15), |request| {
         request.recovery.timeline = Some(recovery::TargetTimeline::Number(wal::TimelineId::FIRST));
     });
     wait_promoted(&next);
@@ -145,13 +145,13 @@ fn a_hole_or_damage_or_a_store_out_of_reach_stops_recovery_and_never_ends_it() {
 fn a_running_standby_survives_a_store_out_of_reach() {
     let dir = test_dir();
     let scene = Scene::new(dir.path());
-    let primary = PgNode::start_new(dir.path(), "primary", 15);
+    let primary = PgNode::start_new(dir.path(), "primary", major(15));
     primary.sql("CREATE TABLE t (n int)");
     let pipeline = scene.vault.start(&primary.conninfo());
     pipeline.wait_streaming();
     scene.backup(&primary);
     pipeline.stop();
-    let mut standby = scene.restore("standby", 15, |request| {
+    let mut standby = scene.restore("standby", major(15), |request| {
         let settings = StandbySettings { primary_conninfo: primary.conninfo(), slot: None };
         request.config.as_mut().unwrap().standby = Some(settings);
     });

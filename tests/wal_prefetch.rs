@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pgvault::fault::FETCH_FAULT_POINTS;
 
 use crate::support::oracle::Oracle;
-use crate::support::pg::{PgNode, as_server_user, bin_dir, give_to_server_user};
+use crate::support::pg::{PgNode, as_server_user, bin_dir, give_to_server_user, major};
 use crate::support::proxy::Proxy;
 use crate::support::restored::{wait, wait_paused, wait_promoted};
 use crate::support::s3;
@@ -18,7 +18,7 @@ use crate::support::truth::Target;
 
 /// A backup and so many segments after it, in a settled scene.
 fn scene_of(s3: bool, segments: usize) -> (Scene, Oracle) {
-    let mut scene = Scene::new(Setting { s3, ..Setting::of(15) });
+    let mut scene = Scene::new(Setting { s3, ..Setting::of(major(15)) });
     scene.backup();
     for _ in 0..segments {
         scene.more(2);
@@ -249,7 +249,8 @@ fn an_outage_at_a_history_probe_in_the_middle_or_at_promotion_only_takes_time() 
     exact(&node, &it.oracle, &end);
     // At promotion: which timelines are taken is not known, so it waits.
     it.begin();
-    let promote = as_server_user(bin_dir(15).join("pg_ctl")).arg("-D").arg(&node.data).args(["promote", "-W"]).output();
+    let promote =
+        as_server_user(bin_dir(major(15)).join("pg_ctl")).arg("-D").arg(&node.data).args(["promote", "-W"]).output();
     assert!(promote.unwrap().status.success());
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(node.sql("SELECT pg_is_in_recovery()"), "t");
@@ -266,7 +267,7 @@ fn a_server_that_is_told_to_stop_while_it_waits_for_the_store_stops() {
     let end = it.scene.latest();
     let mut node = it.recover(&["--latest"]);
     it.begin();
-    let mut start = as_server_user(bin_dir(15).join("pg_ctl"));
+    let mut start = as_server_user(bin_dir(major(15)).join("pg_ctl"));
     // As `PgNode::start`: a restore_command must not see what the tests' own environment sets for pgvault.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PGVAULT_")) {
         start.env_remove(name);
@@ -297,7 +298,7 @@ fn a_server_that_is_told_to_stop_while_it_waits_for_the_store_stops() {
 
 #[test]
 fn wal_that_only_the_spool_of_this_machine_has_is_replayed() {
-    let mut scene = Scene::new(Setting { s3: true, ..Setting::of(15) });
+    let mut scene = Scene::new(Setting { s3: true, ..Setting::of(major(15)) });
     scene.backup();
     scene.more(20);
     scene.wait_stored();
@@ -336,7 +337,7 @@ fn wal_that_only_the_spool_of_this_machine_has_is_replayed() {
 
 #[test]
 fn a_standby_follows_the_archive_alone_and_sees_what_comes() {
-    let mut scene = Scene::new(Setting::of(15));
+    let mut scene = Scene::new(Setting::of(major(15)));
     scene.backup();
     let mut node = scene.recover(&["--latest"]);
     fs::rename(node.data.join("recovery.signal"), node.data.join("standby.signal")).unwrap();

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use wal::{SegmentName, SegmentNumber, XactIndex};
 
 use super::{Bench, fast};
-use crate::support::pg::{PgNode, test_dir};
+use crate::support::pg::{PgNode, major, test_dir};
 
 /// Every kind of object that a backup stores, in the order in which it does.
 const OBJECTS: [&str; 5] = ["/begun", "/packs/", "/files/", "/backup_manifest-", "/manifest"];
@@ -26,7 +26,7 @@ const OBJECTS: [&str; 5] = ["/begun", "/packs/", "/files/", "/backup_manifest-",
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_whose_objects_cannot_be_stored_does_not_exist() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
     for object in OBJECTS {
         let faulty = Arc::new(Faulty::new(Arc::new(MemoryStorage::new())));
         let bench = Bench::new(&node, faulty.clone()).await;
@@ -43,7 +43,7 @@ async fn a_backup_whose_objects_cannot_be_stored_does_not_exist() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lost_answers_of_the_store_do_not_make_a_backup_fail() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
     let faulty = Arc::new(Faulty::new(Arc::new(MemoryStorage::new())));
     let quick = RetryPolicy { first_delay: Duration::from_millis(1), ..RetryPolicy::default() };
     let bench = Bench::new(&node, Arc::new(Retry::new(faulty.clone(), quick, 1))).await;
@@ -58,7 +58,7 @@ async fn lost_answers_of_the_store_do_not_make_a_backup_fail() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pack_that_vanished_meanwhile_keeps_the_backup_from_existing() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
     let mut bench = Bench::in_memory(&node).await;
     bench.index_file = Some(dir.path().join("chunks.redb"));
     bench.backup().await;
@@ -79,7 +79,7 @@ async fn a_pack_that_vanished_meanwhile_keeps_the_backup_from_existing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_waits_for_its_wal_and_is_then_usable() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
     let bench = Arc::new(Bench::in_memory(&node).await);
     let running = tokio::spawn({
         let bench = Arc::clone(&bench);
@@ -124,7 +124,7 @@ async fn a_backup_waits_for_its_wal_and_is_then_usable() {
 #[tokio::test(flavor = "multi_thread")]
 async fn wal_that_does_not_come_is_an_error_after_the_deadline() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
     let bench = Bench::in_memory(&node).await;
     let poll = PollRepository {
         interval: Duration::from_millis(10),

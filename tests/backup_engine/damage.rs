@@ -8,12 +8,12 @@ use pgvault::backup::BackupRequest;
 use pgvault::error::ErrorCode;
 
 use super::{Bench, code, fast};
-use crate::support::pg::{PgNode, test_dir};
+use crate::support::pg::{PgNode, major, test_dir};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_pages_are_named_and_the_backup_is_taken() {
     let dir = test_dir();
-    let mut node = PgNode::init(dir.path(), "primary", 15, &["--data-checksums"], &[("autovacuum", "off")]);
+    let mut node = PgNode::init(dir.path(), "primary", major(15), &["--data-checksums"], &[("autovacuum", "off")]);
     node.start();
     node.sql("CREATE TABLE t AS SELECT g AS a, md5(g::text) AS b FROM generate_series(1, 20000) g");
     let path = node.sql("SELECT pg_relation_filepath('t')");
@@ -34,8 +34,8 @@ async fn damaged_pages_are_named_and_the_backup_is_taken() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_cluster_is_refused_before_anything_is_stored() {
     let dir = test_dir();
-    let ours = PgNode::start_new(dir.path(), "ours", 15);
-    let other = PgNode::start_new(dir.path(), "other", 15);
+    let ours = PgNode::start_new(dir.path(), "ours", major(15));
+    let other = PgNode::start_new(dir.path(), "other", major(15));
     let mut bench = Bench::in_memory(&ours).await;
     bench.options = Bench::in_memory(&other).await.options;
     assert_eq!(code(bench.take(&fast()).await), ErrorCode::ForeignCluster);
@@ -47,7 +47,7 @@ async fn another_cluster_is_refused_before_anything_is_stored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_label_of_two_lines_is_refused() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
     let bench = Bench::in_memory(&node).await;
     for label in ["two\nlines", "", &"x".repeat(1001)] {
         let request = BackupRequest { label: Some(label.to_owned()), ..fast() };

@@ -11,11 +11,11 @@ use pgvault::storage::memory::MemoryStorage;
 use tokio::task::JoinHandle;
 
 use super::{Bench, code, fast, noise, put_file};
-use crate::support::pg::{PgNode, test_dir};
+use crate::support::pg::{PgNode, major, test_dir};
 
 /// A server with so much that does not compress that two packs are full long before the end.
 fn heavy_node(base: &std::path::Path) -> PgNode {
-    let node = PgNode::start_new(base, "primary", 15);
+    let node = PgNode::start_new(base, "primary", major(15));
     put_file(&node, b"ballast", &noise(11, 75 << 20));
     node
 }
@@ -99,7 +99,7 @@ async fn a_server_that_dies_leaves_nothing_to_select() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_promoted_midway_voids_the_backup() {
     let dir = test_dir();
-    let mut node = PgNode::start_new(dir.path(), "primary", 15);
+    let mut node = PgNode::start_new(dir.path(), "primary", major(15));
     put_file(&node, b"ballast", &noise(12, 40 << 20));
     let mut standby = node.make_standby(dir.path(), "standby");
     standby.start();

@@ -15,7 +15,7 @@ use pgvault::storage::{ObjectKey, StorageErrorKind};
 
 use super::{Bench, fast, noise, put_file};
 use crate::support::generations::{STEPS, begin, step};
-use crate::support::pg::{PgNode, give_to_server_user, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
 
 /// PostgreSQL's own judge of a backup: every file is there, with the checksum that the server gave it, and no other.
 async fn is_exact(bench: &Bench, node: &PgNode, manifest: &Manifest, dir: &Path) {
@@ -94,8 +94,8 @@ fn content<'a>(table: &'a [pgvault::repository::file_table::TableEntry], path: &
 #[tokio::test(flavor = "multi_thread")]
 async fn a_patch_lies_over_a_whole_chunk_and_never_over_a_patch() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
-    let path = "base/5/16777216";
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
+    let path = "base/1/16777216";
     let mut content_now = noise(1, 3 << 20);
     let bench = Bench::in_memory(&node).await;
     put_file(&node, path.as_bytes(), &content_now);
@@ -144,8 +144,8 @@ async fn a_patch_lies_over_a_whole_chunk_and_never_over_a_patch() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_grows_or_shrinks_within_a_chunk_is_patched_too() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
-    let path = "base/5/16777216";
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
+    let path = "base/1/16777216";
     let bench = Bench::in_directory(&node, &dir.path().join("repository")).await;
     let content_now = noise(1, 800 << 10);
     put_file(&node, path.as_bytes(), &content_now[..600 << 10]);
@@ -162,8 +162,8 @@ async fn a_file_that_grows_or_shrinks_within_a_chunk_is_patched_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_backup_on_demand_has_no_patches() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
-    let path = "base/5/16777216";
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
+    let path = "base/1/16777216";
     let mut content_now = noise(1, 1 << 20);
     let bench = Bench::in_memory(&node).await;
     for _ in 0..2 {
@@ -179,8 +179,8 @@ async fn a_full_backup_on_demand_has_no_patches() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_chunk_that_is_damaged_is_found_and_not_built_upon() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
-    let path = "base/5/16777216";
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
+    let path = "base/1/16777216";
     let mut content_now = noise(1, 1 << 20);
     let repository = dir.path().join("repository");
     let bench = Bench::in_directory(&node, &repository).await;
@@ -232,8 +232,8 @@ async fn an_old_chunk_that_is_damaged_is_found_and_not_built_upon() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pack_that_a_patch_needs_keeps_the_backup_from_existing_when_it_is_gone() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
-    let path = "base/5/16777216";
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
+    let path = "base/1/16777216";
     let mut content_now = noise(1, 1 << 20);
     let bench = Bench::in_memory(&node).await;
     put_file(&node, path.as_bytes(), &content_now);
@@ -259,8 +259,8 @@ async fn a_pack_that_a_patch_needs_keeps_the_backup_from_existing_when_it_is_gon
 #[tokio::test(flavor = "multi_thread")]
 async fn patches_of_an_interrupted_backup_are_used_by_the_next() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
-    let path = "base/5/16777216";
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
+    let path = "base/1/16777216";
     let mut content_now = noise(1, 40 << 20);
     let faulty = Arc::new(Faulty::new(Arc::new(MemoryStorage::new())));
     let bench = Bench::new(&node, faulty.clone()).await;
@@ -284,8 +284,8 @@ async fn patches_of_an_interrupted_backup_are_used_by_the_next() {
 #[tokio::test(flavor = "multi_thread")]
 async fn when_nothing_can_be_read_back_chunks_are_stored_whole() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
-    let path = "base/5/16777216";
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
+    let path = "base/1/16777216";
     let mut content_now = noise(1, 4 << 20);
     let faulty = Arc::new(Faulty::new(Arc::new(MemoryStorage::new())));
     let mut bench = Bench::new(&node, faulty.clone()).await;

@@ -6,12 +6,12 @@ use pgvault::backup::BackupRequest;
 use pgvault::repository::file_table::{ChunkRef, EntryKind};
 
 use super::{Bench, fast, noise, put_file};
-use crate::support::pg::{PgNode, give_to_server_user, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_backup_stores_only_what_changed() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
     put_file(&node, b"ballast", &noise(3, 40 << 20));
     node.sql("CREATE TABLE t (a int primary key, b text)");
     node.sql("INSERT INTO t SELECT g, md5(g::text) FROM generate_series(1, 50000) g");
@@ -49,7 +49,7 @@ async fn a_second_backup_stores_only_what_changed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn equal_chunks_within_one_backup_are_stored_once_and_zeros_not_at_all() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
     let content = [noise(5, 3 << 20), vec![0; 5 << 20]].concat();
     for name in ["one", "two", "three"] {
         put_file(&node, name.as_bytes(), &content);
@@ -71,7 +71,7 @@ async fn equal_chunks_within_one_backup_are_stored_once_and_zeros_not_at_all() {
 #[tokio::test(flavor = "multi_thread")]
 async fn label_and_annotations_are_kept() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
     let bench = Bench::in_memory(&node).await;
     let annotations = [("why".to_owned(), "before the upgrade".to_owned())].into();
     let request = BackupRequest { label: Some("it's \"the\" label".to_owned()), annotations, ..fast() };

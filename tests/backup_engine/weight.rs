@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::{Bench, noise};
-use crate::support::pg::{PgNode, give_to_server_user, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
 
 /// Peak memory of this process, in bytes.
 fn peak() -> u64 {
@@ -17,7 +17,7 @@ fn peak() -> u64 {
 #[ignore = "writes 2 GiB, and the peak is of the whole process"]
 async fn two_gibibytes_and_thirty_thousand_files_take_less_than_200_mib() {
     let dir = test_dir();
-    let node = PgNode::start_new(dir.path(), "primary", 15);
+    let node = PgNode::start_new(dir.path(), "primary", major(15));
     let many = node.data.join("many");
     fs::create_dir(&many).unwrap();
     for number in 0..30_000_u64 {

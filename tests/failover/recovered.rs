@@ -9,7 +9,7 @@ use wal::{Lsn, SegmentSize, TimelineId};
 use crate::support::ledger::Ledger;
 use crate::support::members::{Members, flushed, wait};
 use crate::support::oracle::Oracle;
-use crate::support::pg::{PgNode, test_dir};
+use crate::support::pg::{PgNode, major, test_dir};
 use crate::support::pgvault::Pgvault;
 use crate::support::restored::wait_promoted;
 use crate::support::scene::{LIMIT, configure, wait_stored};
@@ -66,7 +66,7 @@ fn recover(installed: &Pgvault, dir: &Path, major: u32, name: &str, args: &[&str
 #[test]
 fn no_commit_is_lost_when_the_primary_is_killed_under_load_and_a_standby_promoted() {
     let dir = test_dir();
-    let mut members = Members::start(dir.path(), 2, 17, &[]);
+    let mut members = Members::start(dir.path(), 2, major(17), &[]);
     // Acknowledged means that the standby has it: it is what the next primary goes on with.
     members.nodes[0].sql("ALTER SYSTEM SET synchronous_standby_names = 'walreceiver'");
     members.nodes[0].sql("SELECT pg_reload_conf()");
@@ -101,7 +101,7 @@ fn no_commit_is_lost_when_the_primary_is_killed_under_load_and_a_standby_promote
     assert!(members.nodes[1].stop("fast", LIMIT));
     let oracle = Oracle::new(&ledger, truth(dir.path(), &members.nodes[1], 2), Vec::new());
     let first = ["--latest", "--action", "promote"];
-    let restored = recover(&installed, dir.path(), 17, "restored", &first);
+    let restored = recover(&installed, dir.path(), major(17), "restored", &first);
     let verdict = oracle.check(&restored, &Target::EndOfWal(end));
     assert!(verdict.is_exact(), "{verdict}\n{}", restored.log());
     assert!(verdict.found >= 150, "{verdict}");
@@ -110,7 +110,7 @@ fn no_commit_is_lost_when_the_primary_is_killed_under_load_and_a_standby_promote
 #[test]
 fn both_branches_are_recovered_when_the_next_primary_lacks_what_was_acknowledged() {
     let dir = test_dir();
-    let mut members = Members::start(dir.path(), 2, 15, &[]);
+    let mut members = Members::start(dir.path(), 2, major(15), &[]);
     members.nodes[0].sql("CREATE TABLE t (word text)");
     let installed = install(dir.path(), &members);
     let daemon = installed.serve();
@@ -138,9 +138,10 @@ fn both_branches_are_recovered_when_the_next_primary_lacks_what_was_acknowledged
     assert_eq!((&told["window"]["gaps"], &told["failovers"][0]["gap"]), (&Value::from(0), &Value::from(false)));
     daemon.stop();
     let words = |node: &PgNode| node.sql("SELECT string_agg(DISTINCT word, ', ' ORDER BY word), count(*) FROM t");
-    let new = recover(&installed, dir.path(), 15, "new", &["--latest", "--action", "promote"]);
+    let new = recover(&installed, dir.path(), major(15), "new", &["--latest", "--action", "promote"]);
     assert_eq!(words(&new), "after, shared|6000");
-    let old = recover(&installed, dir.path(), 15, "old", &["--latest", "--timeline", "1", "--action", "promote"]);
+    let old =
+        recover(&installed, dir.path(), major(15), "old", &["--latest", "--timeline", "1", "--action", "promote"]);
     assert_eq!(words(&old), "only here, shared|6000");
     // It is still told after a restart.
     let daemon = installed.serve();
@@ -152,7 +153,7 @@ fn both_branches_are_recovered_when_the_next_primary_lacks_what_was_acknowledged
 #[test]
 fn a_backup_that_a_failover_interrupts_is_none_and_the_next_one_is_good() {
     let dir = test_dir();
-    let mut members = Members::start(dir.path(), 2, 18, &[]);
+    let mut members = Members::start(dir.path(), 2, major(18), &[]);
     members.nodes[0].sql("CREATE TABLE t AS SELECT n, repeat('x', 500) AS pad FROM generate_series(1, 40000) n");
     members.wait_replayed(1, flushed(&members.nodes[0]));
     let installed = install(dir.path(), &members);
@@ -171,6 +172,6 @@ fn a_backup_that_a_failover_interrupts_is_none_and_the_next_one_is_good() {
     assert_eq!(backup(&installed)["timeline"], 2);
     wait_stored(&installed, &members.nodes[1]);
     daemon.stop();
-    let restored = recover(&installed, dir.path(), 18, "restored", &["--latest", "--action", "promote"]);
+    let restored = recover(&installed, dir.path(), major(18), "restored", &["--latest", "--action", "promote"]);
     assert_eq!(restored.sql("SELECT count(*) FROM t"), "40001");
 }

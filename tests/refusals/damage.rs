@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::refused;
 use super::wal_fetch::flip;
-use crate::support::pg::PgNode;
+use crate::support::pg::{PgNode, major};
 use crate::support::restored::wait_promoted;
 use crate::support::scene::{Scene, Setting, configure};
 
@@ -44,7 +44,7 @@ fn cannot_be_restored(scene: &mut Scene, object: &Path) {
 
 #[test]
 fn damaged_objects_are_named_and_never_started_from() {
-    let mut scene = Scene::new(Setting::of(15));
+    let mut scene = Scene::new(Setting::of(major(15)));
     scene.backup();
     scene.more(30);
     let oracle = scene.settle();

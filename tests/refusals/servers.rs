@@ -7,7 +7,7 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 
 use super::refused;
-use crate::support::pg::{PgNode, test_dir};
+use crate::support::pg::{PgNode, major, test_dir};
 use crate::support::pgvault::Pgvault;
 use crate::support::scene::store_in_s3;
 
@@ -55,7 +55,7 @@ fn a_secret_that_is_given_twice() {
 
 /// A server that one thing is wrong with, and an installation that points to it as `user`.
 fn server(dir: &Path, settings: &[(&str, &str)], hba: Option<&str>) -> PgNode {
-    let mut node = PgNode::init(dir, "primary", 15, &[], settings);
+    let mut node = PgNode::init(dir, "primary", major(15), &[], settings);
     if let Some(hba) = hba {
         fs::write(node.data.join("pg_hba.conf"), hba).unwrap();
     }
@@ -111,7 +111,7 @@ fn a_server_that_nobody_answers_for() {
 #[test]
 fn another_cluster_under_the_same_name() {
     let dir = test_dir();
-    let mut node = PgNode::init(dir.path(), "one", 15, &["--wal-segsize=1"], &[]);
+    let mut node = PgNode::init(dir.path(), "one", major(15), &["--wal-segsize=1"], &[]);
     node.start();
     let installed = Pgvault::new(dir.path());
     installed.config_for(&node, "");
@@ -120,7 +120,7 @@ fn another_cluster_under_the_same_name() {
     installed.ok(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
     daemon.stop();
     assert!(node.stop("fast", Duration::from_secs(60)));
-    let mut other = PgNode::init(dir.path(), "other", 15, &["--wal-segsize=1"], &[]);
+    let mut other = PgNode::init(dir.path(), "other", major(15), &["--wal-segsize=1"], &[]);
     other.start();
     installed.config_for(&other, "");
     let refusal = refused(&installed, &["backup", "now", "main", "--wait"], &[&installed.repository], "E0205", 7);

@@ -9,7 +9,7 @@ use wal::{PgTime, SegmentName, SegmentSize};
 
 use super::{Refusal, refused};
 use crate::support::oracle::Oracle;
-use crate::support::pg::{am_root, give_to_server_user, test_dir};
+use crate::support::pg::{am_root, give_to_server_user, major, test_dir};
 use crate::support::pgvault::Pgvault;
 use crate::support::scene::{Scene, Setting};
 use crate::support::truth::{End, Target};
@@ -32,7 +32,7 @@ fn shifted(time: PgTime, micros: i64) -> String {
 
 #[test]
 fn targets_outside_of_what_is_stored() {
-    let mut scene = Scene::new(Setting::of(15));
+    let mut scene = Scene::new(Setting::of(major(15)));
     scene.backup();
     scene.more(40);
     let noted = scene.note("known");
@@ -161,7 +161,7 @@ pub(super) fn segment_of(scene: &Scene, lsn: wal::Lsn) -> SegmentName {
 
 /// A scene with two backups, and three finished segments of commits between them; the daemon has ended.
 pub(super) fn two_backups_far_apart() -> (Scene, [serde_json::Value; 2], Oracle) {
-    let mut scene = Scene::new(Setting::of(15));
+    let mut scene = Scene::new(Setting::of(major(15)));
     let first = scene.backup();
     for _ in 0..4 {
         scene.more(30);

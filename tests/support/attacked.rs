@@ -10,7 +10,7 @@ use wal::{Lsn, SegmentName, SegmentSize, TimelineId};
 
 use super::ledger::{Ledger, Load};
 use super::oracle::Oracle;
-use super::pg::{PgNode, test_dir};
+use super::pg::{PgNode, major, test_dir};
 use super::pgvault::Pgvault;
 use super::plain_restore::wait_until_writable;
 use super::receivewal::{self, Difference, ReceiveWal};
@@ -39,7 +39,7 @@ impl Attacked {
     /// A server with a ledger, and an installed pgvault with more keys for its cluster.
     pub fn new(settings: &[(&str, &str)], more: &str) -> Self {
         let dir = test_dir();
-        let mut node = PgNode::init(dir.path(), "primary", 17, &["--wal-segsize=1"], settings);
+        let mut node = PgNode::init(dir.path(), "primary", major(17), &["--wal-segsize=1"], settings);
         node.start();
         let pgvault = install(dir.path());
         pgvault.config_for(&node, more);

@@ -15,6 +15,12 @@ pub fn servers_dir() -> PathBuf {
         .map_or_else(|| PathBuf::from("/var/tmp/pgvault-test-servers"), PathBuf::from)
 }
 
+/// The major version for a test to which any is right: `usual`, unless `make matrix` asks for another by PGVAULT_TEST_MAJOR.
+pub fn major(usual: u32) -> u32 {
+    std::env::var("PGVAULT_TEST_MAJOR")
+        .map_or(usual, |asked| asked.parse().expect("PGVAULT_TEST_MAJOR is a major version"))
+}
+
 /// Where the binaries of a major version are: `pg/<major>/bin` below [`servers_dir`], for
 /// 15 also Debian's.
 pub fn bin_dir(major: u32) -> PathBuf {
