@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import hmac
+import html
 import http.client
 import os
 import pwd
@@ -119,9 +120,9 @@ class Server:
         with open(self.data / "postgresql.conf", "a") as conf:
             conf.write(f"wal_level=replica\nmax_wal_senders=20\nmax_replication_slots=40\nshared_buffers='256MB'\nlisten_addresses='127.0.0.1'\n{self.conf}\n")
 
-    def start(self):
+    def start(self, env=None):
         as_user([self.bin / "pg_ctl", "-D", self.data, "-w", "-t", "120", "-l", self.base / f"{self.data.name}.log",
-                 "-o", f"-p {self.port} -k {self.base}", "start"])
+                 "-o", f"-p {self.port} -k {self.base}", "start"], env=env)
 
     def stop(self, mode="fast"):
         if (self.data / "postmaster.pid").exists():
@@ -135,6 +136,7 @@ class S3:
     """SeaweedFS on this machine, with one bucket."""
 
     def __init__(self, servers, base, more=()):
+        """`more` are further options of the server."""
         self.log, folder = base / "s3.log", base / "s3"
         folder.mkdir()
         (folder / "s3.json").write_text('{"identities":[{"name":"t","credentials":[{"accessKey":"k","secretKey":"s"}],'
@@ -166,13 +168,13 @@ class S3:
     def url(self):
         return f"http://127.0.0.1:{self.port}"
 
-    def request(self, method, path, query=None):
-        """One request with a hand-made SigV4 signature: no S3 client is needed for that."""
+    def request(self, method, path, query=None, body=b""):
+        """One request with a hand-made SigV4 signature: no S3 client is needed for that. The body itself is not signed."""
         now = datetime.datetime.now(datetime.timezone.utc)
         stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
-        empty, host = hashlib.sha256(b"").hexdigest(), f"127.0.0.1:{self.port}"
+        digest, host = "UNSIGNED-PAYLOAD" if body else hashlib.sha256(b"").hexdigest(), f"127.0.0.1:{self.port}"
         text = urllib.parse.urlencode(sorted((query or {}).items()), quote_via=urllib.parse.quote)
-        canonical = f"{method}\n{path}\n{text}\nhost:{host}\nx-amz-content-sha256:{empty}\nx-amz-date:{stamp}\n\nhost;x-amz-content-sha256;x-amz-date\n{empty}"
+        canonical = f"{method}\n{path}\n{text}\nhost:{host}\nx-amz-content-sha256:{digest}\nx-amz-date:{stamp}\n\nhost;x-amz-content-sha256;x-amz-date\n{digest}"
         scope = f"{day}/us-east-1/s3/aws4_request"
         to_sign = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(canonical.encode()).hexdigest()}"
         key = b"AWS4" + S3_ENV["AWS_SECRET_ACCESS_KEY"].encode()
@@ -180,24 +182,59 @@ class S3:
             key = hmac.new(key, part.encode(), hashlib.sha256).digest()
         signature = hmac.new(key, to_sign.encode(), hashlib.sha256).hexdigest()
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        connection.request(method, f"{path}?{text}" if text else path, headers={
-            "Host": host, "x-amz-date": stamp, "x-amz-content-sha256": empty,
+        connection.request(method, f"{path}?{text}" if text else path, body=body or None, headers={
+            "Host": host, "x-amz-date": stamp, "x-amz-content-sha256": digest,
             "Authorization": f"AWS4-HMAC-SHA256 Credential={S3_ENV['AWS_ACCESS_KEY_ID']}/{scope}, SignedHeaders=host;x-amz-content-sha256;x-amz-date, Signature={signature}"})
         answer = connection.getresponse()
-        body = answer.read()
+        told = answer.read()
         connection.close()
-        return answer.status, body
+        return answer.status, told
 
     def keys(self, prefix):
         """The keys under a prefix, up to a thousand."""
-        status, body = self.request("GET", f"/{BUCKET}", {"list-type": "2", "prefix": prefix, "max-keys": "1000"})
+        return [key for key, _ in self._page(prefix, {})[0]]
+
+    def sizes(self, prefix):
+        """Every key under a prefix with its bytes."""
+        found, more = self._page(prefix, {})
+        while more:
+            page, more = self._page(prefix, {"continuation-token": more})
+            found += page
+        return dict(found)
+
+    def _page(self, prefix, query):
+        status, body = self.request("GET", f"/{BUCKET}", {"list-type": "2", "prefix": prefix, "max-keys": "1000", **query})
         if status != 200:
             sys.exit(f"cannot list the bucket: {status} {body[:300]}")
-        return [part.split("</Key>", 1)[0] for part in body.decode().split("<Key>")[1:]]
+        text = html.unescape(body.decode())
+        between = lambda part, name: part.split(f"<{name}>", 1)[1].split(f"</{name}>", 1)[0]
+        more = between(text, "NextContinuationToken") if "<IsTruncated>true" in text else None
+        return [(between(part, "Key"), int(between(part, "Size"))) for part in text.split("<Contents>")[1:]], more
 
     def stop(self):
         self.process.kill()
         self.process.wait()
+
+
+class HttpsS3(S3):
+    """SeaweedFS that speaks https as well."""
+
+    def __init__(self, servers, base):
+        self.https, self.folder = free_port() % 20000 + 20000, base / "certificates"
+        self.folder.mkdir()
+        certificates(self.folder)
+        super().__init__(servers, base, [f"-s3.port.https={self.https}", f"-s3.cert.file={self.folder}/leaf.pem", f"-s3.key.file={self.folder}/leaf.key"])
+
+
+def certificates(folder):
+    """An authority and a certificate for this machine: pgBackRest speaks https only, so everybody here does."""
+    run = lambda *args: subprocess.run(["openssl", *args], check=True, cwd=folder, capture_output=True)
+    (folder / "leaf.ext").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n")
+    run("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-days", "30", "-subj", "/CN=bench authority")
+    run("req", "-newkey", "rsa:2048", "-nodes", "-keyout", "leaf.key", "-out", "leaf.csr", "-subj", "/CN=127.0.0.1")
+    run("x509", "-req", "-in", "leaf.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "leaf.pem", "-days", "30", "-extfile", "leaf.ext")
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 def config(base, name, server, repository, cluster="", extra=""):

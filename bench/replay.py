@@ -19,22 +19,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import ROOT, S3, S3_ENV, Server, as_user, config, end, free_port, give_to_user, medians, table, user_args, wait_until
+from common import ROOT, S3_ENV, HttpsS3, Server, as_user, config, end, free_port, give_to_user, medians, table, user_args, wait_until
 
 SEGMENT = 16 << 20
 CPU = Path("/sys/fs/cgroup/cpuacct")
 QUIET = "max_wal_size='64GB'\ncheckpoint_timeout='1d'\nautovacuum=off\nlog_line_prefix='%m [%p] '\n"
-
-
-def certificates(folder):
-    """An authority and a certificate for this machine: pgBackRest speaks https only, so everybody here does."""
-    run = lambda *args: subprocess.run(["openssl", *args], check=True, cwd=folder, capture_output=True)
-    (folder / "leaf.ext").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n")
-    run("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-days", "30", "-subj", "/CN=bench authority")
-    run("req", "-newkey", "rsa:2048", "-nodes", "-keyout", "leaf.key", "-out", "leaf.csr", "-subj", "/CN=127.0.0.1")
-    run("x509", "-req", "-in", "leaf.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "leaf.pem", "-days", "30", "-extfile", "leaf.ext")
-    for file in folder.iterdir():
-        file.chmod(0o644)
 
 
 def write_wal(primary, slots, megabytes):
@@ -181,16 +170,6 @@ class Bench:
                 fields = stat.rsplit(")", 1)[1].split()
                 own += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return total - own
-
-
-class HttpsS3(S3):
-    """SeaweedFS that speaks https as well."""
-
-    def __init__(self, servers, base):
-        self.https, self.folder = free_port() % 20000 + 20000, base / "certificates"
-        self.folder.mkdir()
-        certificates(self.folder)
-        super().__init__(servers, base, [f"-s3.port.https={self.https}", f"-s3.cert.file={self.folder}/leaf.pem", f"-s3.key.file={self.folder}/leaf.key"])
 
 
 def main():

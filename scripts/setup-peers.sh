@@ -5,7 +5,7 @@ set -euo pipefail
 tools=${1:-/var/tmp/pgvault-tools}
 shift || true
 peers=("$@")
-[ ${#peers[@]} -gt 0 ] || peers=(wal_rus pgbackrest)
+[ ${#peers[@]} -gt 0 ] || peers=(wal_rus pgbackrest barman)
 
 wal_rus() {
   local version=0.4.1
@@ -20,6 +20,12 @@ pgbackrest() { # from the distribution, which needs root
   type -P pgbackrest >/dev/null && return
   echo "setup: installing pgBackRest"
   apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends pgbackrest >/dev/null
+}
+
+barman() { # the newest that this Python can run, in an environment of its own
+  "$tools/barman/bin/barman-cloud-backup" --version >/dev/null 2>&1 && return
+  echo "setup: installing Barman"
+  python3 -m venv "$tools/barman" && "$tools/barman/bin/pip" install --quiet --disable-pip-version-check 'barman[cloud,lz4]' boto3 psycopg2-binary
 }
 
 mkdir -p "$tools"
