@@ -2,11 +2,11 @@
 
 use std::io::{self, Read as _, Write};
 
-use sha2::{Digest as _, Sha256};
 use tokio::task::spawn_blocking;
 use wal::{Lsn, PgTime, SegmentName, SegmentNumber, SegmentSize, TimelinePath, WalReader};
 
 use super::scanner::ScanState;
+use crate::codec::ContentHasher;
 use crate::repository::{LineageRepository, RepositoryError, RepositoryResult};
 use crate::spool::{Held, Spool, SpoolError};
 
@@ -69,15 +69,15 @@ pub(super) async fn is_stored(
     let Some(header) = repository.segment_header(name).await? else { return Ok(false) };
     let spool = spool.clone();
     let hash = move || {
-        let mut hash = Sha256::new();
+        let mut hash = ContentHasher::new();
         each_piece(&spool, name, |piece| {
             hash.update(piece);
             true
         })?;
-        Ok::<[u8; 32], SpoolError>(hash.finalize().into())
+        Ok::<_, SpoolError>(hash.finish())
     };
     let ours = spawn_blocking(hash).await.map_err(|error| SpoolError::Helper(error.to_string()))??;
-    Ok(ours == header.sha256)
+    Ok(ours == header.blake3)
 }
 
 /// Pushes a complete segment, from the spool or else from the repository, into a reader. `None` when there is no such

@@ -208,32 +208,32 @@ pub fn decompress_bounded(stored: &[u8], limit: u64) -> Result<Vec<u8>, Decompre
 
 /// Magic number of a frame with content.
 const FRAME_MAGIC: [u8; 4] = [0x28, 0xB5, 0x2F, 0xFD];
-/// Bit of the byte after it: the frame ends in a checksum of its content (RFC 8878, 3.1.1.1.1).
-const HAS_CHECKSUM: u8 = 1 << 2;
 
 /// A frame among others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CheckedFrame {
+pub struct SizedFrame {
     /// Where it lies in the stored bytes.
     pub stored: Range<usize>,
     /// Bytes of content.
     pub plain_len: usize,
 }
 
-/// The frames of `stored`, when every one of them is whole, tells its length, at most `limit` bytes, and carries a
-/// checksum: what decompresses without error is then what was compressed. `None` when that is not so.
-pub fn checked_frames(stored: &[u8], limit: usize) -> Option<Vec<CheckedFrame>> {
+/// The frames of `stored`, when every one of them is whole and tells its length, at most `limit` bytes: each can then be
+/// decompressed straight to where its content is wanted. `None` when that is not so.
+pub fn sized_frames(stored: &[u8], limit: usize) -> Option<Vec<SizedFrame>> {
     let mut frames = Vec::new();
     let mut at = 0;
     while at < stored.len() {
         let rest = stored.get(at..)?;
-        let descriptor = *rest.strip_prefix(&FRAME_MAGIC)?.first()?;
+        if !rest.starts_with(&FRAME_MAGIC) {
+            return None;
+        }
         let plain_len = usize::try_from(get_frame_content_size(rest).ok()??).ok()?;
-        if descriptor & HAS_CHECKSUM == 0 || plain_len == 0 || plain_len > limit {
+        if plain_len == 0 || plain_len > limit {
             return None;
         }
         let end = at.checked_add(find_frame_compressed_size(rest).ok()?)?;
-        frames.push(CheckedFrame { stored: at..end, plain_len });
+        frames.push(SizedFrame { stored: at..end, plain_len });
         at = end;
     }
     Some(frames)

@@ -4,6 +4,7 @@
 //! are bounded before memory is taken, and no claim inside the bytes is believed.
 
 pub mod compression;
+pub mod content_hash;
 pub mod difference;
 pub mod digest;
 pub mod envelope;
@@ -11,7 +12,8 @@ mod raw_frame;
 pub mod sealed;
 
 pub use compression::{
-    CheckedFrame, CompressError, Compression, Compressor, DecompressError, Decompressor, FrameReader, checked_frames,
-    compress_frame, decompress, decompress_bounded,
+    CompressError, Compression, Compressor, DecompressError, Decompressor, FrameReader, SizedFrame, compress_frame,
+    decompress, decompress_bounded, sized_frames,
 };
+pub use content_hash::{ContentHash, ContentHasher};
 pub use sealed::{FORMAT_VERSION, SealedError, seal, seal_with_features, unseal};

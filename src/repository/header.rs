@@ -2,12 +2,11 @@
 
 use wal::{Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineId, XactIndex};
 
-use crate::codec::FORMAT_VERSION;
-use crate::codec::digest::{from_hex, to_hex};
 use crate::codec::envelope::{self, Parsed};
+use crate::codec::{ContentHash, FORMAT_VERSION};
 use crate::repository::layout::{LineageObject, TailName};
 use crate::repository::{LineageRepository, RepositoryError, RepositoryResult};
-use crate::storage::{ObjectKey, Sha256};
+use crate::storage::ObjectKey;
 
 /// What a piece of stored WAL is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -40,9 +39,8 @@ pub struct WalHeader {
     pub start_lsn: Lsn,
     /// Bytes of plaintext.
     pub length: u64,
-    /// SHA-256 of the plaintext.
-    #[serde(with = "hex_digest")]
-    pub sha256: Sha256,
+    /// Of the plaintext.
+    pub blake3: ContentHash,
     /// `server_version_num` of the server that it came from.
     pub postgres_version: u32,
     /// Its transaction ends and restore points.
@@ -124,7 +122,7 @@ impl WalPlace {
     }
 
     /// The header for what is to be stored here.
-    pub(super) fn header(&self, sha256: Sha256, postgres_version: u32, index: XactIndex) -> WalHeader {
+    pub(super) fn header(&self, blake3: ContentHash, postgres_version: u32, index: XactIndex) -> WalHeader {
         WalHeader {
             kind: self.kind,
             format: FORMAT_VERSION,
@@ -135,7 +133,7 @@ impl WalPlace {
             segment_size: self.segment_size,
             start_lsn: self.start,
             length: self.length,
-            sha256,
+            blake3,
             postgres_version,
             index,
         }
@@ -164,7 +162,7 @@ impl WalPlace {
         }
         let header: WalHeader =
             serde_json::from_slice(json).map_err(|error| damaged(format!("its header: {error}")))?;
-        let expected = self.header(header.sha256, header.postgres_version, header.index.clone());
+        let expected = self.header(header.blake3, header.postgres_version, header.index.clone());
         if header != expected {
             return Err(damaged(format!(
                 "its header is that of {:?} {} of system {}, {} bytes from {}",
@@ -179,20 +177,4 @@ impl WalPlace {
 struct Common {
     format: u64,
     features: Vec<String>,
-}
-
-mod hex_digest {
-    use serde::de::Error;
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use super::{Sha256, from_hex, to_hex};
-
-    pub(super) fn serialize<S: Serializer>(digest: &Sha256, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&to_hex(digest))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Sha256, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        from_hex(&text).ok_or_else(|| D::Error::custom("expected 64 lower-case hexadecimal digits"))
-    }
 }

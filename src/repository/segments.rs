@@ -89,8 +89,7 @@ impl LineageRepository {
         Ok(Fetched { header, stored_size: size })
     }
 
-    /// The same into an empty file, and faster: where the stored frames prove their content, by their checksums alone. The
-    /// file is not synced.
+    /// The same into an empty file, and faster. The file is not synced.
     pub async fn fetch_segment_to_file(&self, name: SegmentName, file: &File) -> RepositoryResult<Fetched> {
         let place = WalPlace::segment(self, name)?;
         let (header, stored_size) = read_wal_to_file(self.objects(), &place, file).await?;
@@ -146,7 +145,7 @@ impl LineageRepository {
     /// Something lies under the key. Ours is safe only when that is the same WAL, whole: so all of it is read.
     async fn compare_with_stored(&self, place: &WalPlace, ours: &Encoded) -> RepositoryResult<Stored> {
         let problem = match read_wal(self.objects(), place, &mut io::sink()).await {
-            Ok(Decoded { header, sha256, size }) if header.sha256 == ours.header.sha256 => {
+            Ok(Decoded { header, sha256, size }) if header.blake3 == ours.header.blake3 => {
                 return Ok(Stored { key: place.key.clone(), size, sha256, already_there: true });
             }
             Ok(_) => None,

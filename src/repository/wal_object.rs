@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use wal::{LongHeader, XactIndex, read_segment_header};
 
-use crate::codec::digest::{Hasher, sha256_reader};
-use crate::codec::{Compression, Compressor};
+use crate::codec::digest::sha256_reader;
+use crate::codec::{Compression, Compressor, ContentHash, ContentHasher};
 use crate::durable::PRIVATE_FILE;
 use crate::repository::header::WalPlace;
 use crate::repository::segments::PlainSource;
@@ -25,7 +25,7 @@ pub(super) const FRAME_PLAIN: u64 = 2 << 20;
 const OBJECT_SPACE: usize = 33 << 20;
 
 /// First bytes of a segment: its long page header.
-pub(super) const LONG_HEADER: usize = 40;
+const LONG_HEADER: usize = 40;
 
 /// WAL in stored form, ready to be put.
 #[derive(Debug)]
@@ -84,12 +84,12 @@ impl EncodeJob {
         path: &Path,
     ) -> RepositoryResult<(WalHeader, Option<LongHeader>, Sha256)> {
         let written = |source| io_error(path, source);
-        // The header's length does not depend on the digest, which is known only after the frames are written.
-        let mut header = self.place.header([0; 32], self.postgres_version, self.index.clone());
+        // The header's length does not depend on the hash, which is known only after the frames are written.
+        let mut header = self.place.header(ContentHash::UNKNOWN, self.postgres_version, self.index.clone());
         let placeholder = header.to_bytes()?;
         out.write_all(&placeholder).map_err(written)?;
-        let (digest, first_page) = self.write_frames(out, path)?;
-        header.sha256 = digest;
+        let (hash, first_page) = self.write_frames(out, path)?;
+        header.blake3 = hash;
         let bytes = header.to_bytes()?;
         if bytes.len() != placeholder.len() {
             return Err(RepositoryError::mismatch(&self.place.key, "the header changed its length"));
@@ -101,11 +101,11 @@ impl EncodeJob {
         Ok((header, first_page, sha256))
     }
 
-    fn write_frames<W: Write>(&self, out: &mut W, path: &Path) -> RepositoryResult<(Sha256, Option<LongHeader>)> {
+    fn write_frames<W: Write>(&self, out: &mut W, path: &Path) -> RepositoryResult<(ContentHash, Option<LongHeader>)> {
         let mismatch = |problem: String| RepositoryError::mismatch(&self.place.key, problem);
         let mut plain = self.open_source()?;
         let mut compressor = Compressor::new(self.compression).map_err(|error| mismatch(error.to_string()))?;
-        let (mut hasher, mut first_page, mut stored) = (Hasher::new(), None, Vec::new());
+        let (mut hasher, mut first_page, mut stored) = (ContentHasher::new(), None, Vec::new());
         let mut left = self.place.length;
         let mut frame = Vec::with_capacity(usize::try_from(left.min(FRAME_PLAIN)).unwrap_or_default());
         while left > 0 {

@@ -5,14 +5,13 @@ use std::io::{self, BufRead, Read, Write};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use wal::read_segment_header;
 
 use crate::codec::digest::Hasher;
 use crate::codec::envelope::FIRST_READ;
-use crate::codec::{CheckedFrame, DecompressError, Decompressor, FrameReader, checked_frames};
+use crate::codec::{ContentHash, ContentHasher, DecompressError, Decompressor, FrameReader, SizedFrame, sized_frames};
 use crate::repository::header::WalPlace;
 use crate::repository::objects::READ_SIZE;
-use crate::repository::wal_object::{FRAME_PLAIN, LONG_HEADER};
+use crate::repository::wal_object::FRAME_PLAIN;
 use crate::repository::{Objects, RepositoryError, RepositoryResult, WalHeader};
 use crate::storage::Sha256;
 
@@ -50,7 +49,7 @@ fn cut_short(place: &WalPlace, found: usize, needed: usize) -> RepositoryError {
 
 /// Reads all of a stored piece of WAL into `sink`, by ranges, while earlier ranges are decompressed elsewhere.
 ///
-/// Only when this returns `Ok` is what `sink` got the WAL that was stored: its length and its SHA-256 are right and the
+/// Only when this returns `Ok` is what `sink` got the WAL that was stored: its length and its BLAKE3 are right and the
 /// header belongs to this place. Memory: a few ranges and a few pieces, whatever the object claims.
 pub(super) async fn read_wal(
     objects: &Objects,
@@ -87,10 +86,8 @@ pub(super) async fn read_wal(
 
 /// The same into an empty file, and faster; returns the header and the stored length. The file is not synced.
 ///
-/// What is decompressed goes from one buffer straight into the file, on a thread that may wait for both. Where the object
-/// fits into the first range and each of its frames proves its content by a checksum, SHA-256 is left out: it costs more than
-/// decompressing does, and a recovery is as fast as this. The header is proven by a SHA-256 of its own, and the first page
-/// must say that it is this segment's. Whatever the frames do not prove is read in the other way.
+/// What is decompressed is hashed and goes from one buffer straight into the file, on a thread that may wait for both. The
+/// stored object's own checksum is left out: the content has one. As [`read_wal`], only `Ok` says that the file is right.
 pub(super) async fn read_wal_to_file(
     objects: &Objects,
     place: &WalPlace,
@@ -101,15 +98,10 @@ pub(super) async fn read_wal_to_file(
     if (first.len() as u64) < READ_SIZE {
         let size = first.len() as u64;
         let (frames, file) = (first.slice(header_len..), file.try_clone().map_err(RepositoryError::Sink)?);
-        let decode = tokio::task::spawn_blocking(move || decode_checked(&frames, file, length));
-        match decode.await.map_err(|error| RepositoryError::damaged(&place.key, error))? {
-            Ok(Some(page)) => {
-                check_page(place, &page)?;
-                return Ok((header, size));
-            }
-            Ok(None) => {}
-            Err(Undecoded::Stored(what)) => return Err(RepositoryError::damaged(&place.key, what)),
-            Err(Undecoded::Sink(error)) => return Err(RepositoryError::Sink(error)),
+        let decode = tokio::task::spawn_blocking(move || decode_sized(&frames, file, length));
+        if let Some(decoded) = decode.await.map_err(|error| RepositoryError::damaged(&place.key, error))?.transpose() {
+            check_content(place, &header, decoded)?;
+            return Ok((header, size));
         }
     }
     let mut file = file.try_clone().map_err(RepositoryError::Sink)?;
@@ -128,11 +120,11 @@ pub(super) async fn read_wal_to_file(
     Ok((header, size))
 }
 
-/// Decompresses frames that prove their content into a file and returns the first page's header; `None`, with nothing
-/// written, when they do not prove it.
-fn decode_checked(stored: &[u8], mut file: File, length: u64) -> Result<Option<Vec<u8>>, Undecoded> {
+/// Decompresses frames of our size into a file and returns the hash of their content; `None`, with nothing written, when
+/// they are not such frames.
+fn decode_sized(stored: &[u8], mut file: File, length: u64) -> Result<Option<ContentHash>, Undecoded> {
     let limit = usize::try_from(FRAME_PLAIN).unwrap_or(1 << 20);
-    let Some(frames) = checked_frames(stored, limit) else { return Ok(None) };
+    let Some(frames) = sized_frames(stored, limit) else { return Ok(None) };
     let found: u64 = frames.iter().map(|frame| frame.plain_len as u64).sum();
     if found != length {
         return Err(Undecoded::Stored(format!("{found} bytes of content in place of {length}")));
@@ -140,32 +132,24 @@ fn decode_checked(stored: &[u8], mut file: File, length: u64) -> Result<Option<V
     let failed = |error: DecompressError| Undecoded::Stored(error.to_string());
     let mut decompressor = Decompressor::new().map_err(failed)?;
     let mut buffer = vec![0; frames.iter().map(|frame| frame.plain_len).max().unwrap_or_default()];
-    let mut page = Vec::new();
-    for CheckedFrame { stored: range, plain_len } in frames {
+    let mut hasher = ContentHasher::new();
+    for SizedFrame { stored: range, plain_len } in frames {
         let stored = stored.get(range).unwrap_or_default();
         let plain = buffer.get_mut(..plain_len).unwrap_or_default();
         decompressor.decompress_to(stored, plain).map_err(failed)?;
-        if page.is_empty() {
-            page.extend_from_slice(plain.get(..LONG_HEADER).unwrap_or(plain));
-        }
+        hasher.update(plain);
         file.write_all(plain).map_err(Undecoded::Sink)?;
     }
-    Ok(Some(page))
+    Ok(Some(hasher.finish()))
 }
 
-/// The first page must be this segment's.
-fn check_page(place: &WalPlace, page: &[u8]) -> RepositoryResult<()> {
-    let page = read_segment_header(page).map_err(|error| RepositoryError::damaged(&place.key, error))?;
-    if page.page_address == place.start && page.system_identifier == place.system_identifier {
-        return Ok(());
-    }
-    let (address, system) = (page.page_address, page.system_identifier);
-    Err(RepositoryError::damaged(&place.key, format!("its first page is {address} of system {system}")))
-}
-
-fn check_content(place: &WalPlace, header: &WalHeader, decoded: Result<Sha256, Undecoded>) -> RepositoryResult<()> {
+fn check_content(
+    place: &WalPlace,
+    header: &WalHeader,
+    decoded: Result<ContentHash, Undecoded>,
+) -> RepositoryResult<()> {
     match decoded {
-        Ok(sha256) if sha256 == header.sha256 => Ok(()),
+        Ok(hash) if hash == header.blake3 => Ok(()),
         Ok(_) => Err(RepositoryError::damaged(&place.key, "the checksum of its content is wrong")),
         Err(Undecoded::Stored(what)) => Err(RepositoryError::damaged(&place.key, what)),
         Err(Undecoded::Sink(error)) => Err(RepositoryError::Sink(error)),
@@ -207,17 +191,17 @@ enum Undecoded {
     Sink(io::Error),
 }
 
-/// Decompresses to exactly `length` bytes, handed on piece by piece, and returns their SHA-256.
+/// Decompresses to exactly `length` bytes, handed on piece by piece, and returns their hash.
 ///
 /// The buffer holds one of our frames: zstd then decompresses straight into it, without a window in between.
 fn decode(
     stored: StoredPieces,
     hand_on: &mut dyn FnMut(&[u8]) -> Result<(), Undecoded>,
     length: u64,
-) -> Result<Sha256, Undecoded> {
+) -> Result<ContentHash, Undecoded> {
     let damaged = |error: io::Error| Undecoded::Stored(format!("not intact zstd frames: {error}"));
     let mut frames = FrameReader::new(stored).map_err(damaged)?;
-    let mut hasher = Hasher::new();
+    let mut hasher = ContentHasher::new();
     let mut found = 0u64;
     let mut buffer = vec![0; usize::try_from(FRAME_PLAIN).unwrap_or(1 << 20)];
     loop {
