@@ -208,7 +208,7 @@ class WalRus(Tool):
         super().__init__(bench, place, group)
         self.streams = streams
         self.name = "WAL-RUS stream" if streams else "WAL-RUS files"
-        # A delta needs the files.
+        # A delta by streaming asks for the segment in which the backup begins, which an idle server does not finish: it would retry for six seconds, then store all.
         self.kind = "everything" if streams else "changed pages"
 
     def env(self):
@@ -232,7 +232,10 @@ class WalRus(Tool):
         self._take("--full")
 
     def second(self):
-        self._take(*(["--delta-from-wal-summaries"] if self.bench.major >= 17 and not self.streams else []))
+        if self.streams:
+            self._take("--full")
+        else:
+            self._take(*(["--delta-from-wal-summaries"] if self.bench.major >= 17 else []))
 
     def after_update(self):
         """Before 17 it finds changed pages in archived WAL, which is therefore pushed: outside of the clock."""

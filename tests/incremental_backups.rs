@@ -14,7 +14,7 @@ use pgvault::storage::Storage;
 use recovery::{Backup, BackupKind, RecoveryTarget};
 
 use crate::support::generations::{STEPS, begin, contents, step};
-use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, major, test_dir, without_checksums};
 use crate::support::restored::{Scene, lsn, wait_promoted};
 use crate::support::vault::Running;
 
@@ -203,8 +203,7 @@ fn without_page_checksums_and_with_tablespaces_every_row_is_there() {
     let dir = test_dir();
     let scene = Scene::new(dir.path());
     let major = major(18).max(17);
-    // Before 18 there are none unless they are asked for.
-    let mut node = summarizing(dir.path(), major, if major >= 18 { &["--no-data-checksums"] } else { &[] });
+    let mut node = summarizing(dir.path(), major, without_checksums(major));
     let space = dir.path().join("a space");
     fs::create_dir(&space).unwrap();
     give_to_server_user(&space);

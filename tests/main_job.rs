@@ -217,20 +217,20 @@ fn short(setting: Setting, more: impl Fn(&Scene) -> Vec<String>) {
 }
 
 #[test]
-fn the_main_job_is_done_on_14_with_segments_of_16_mb() {
-    short(Setting::of(14).segments_of(&[], 16), |_| Vec::new());
+fn the_main_job_is_done_with_segments_of_16_mb() {
+    short(Setting::of(major(14)).segments_of(&[], 16), |_| Vec::new());
 }
 
 #[test]
-fn the_main_job_is_done_on_16_with_a_tablespace_moved_elsewhere() {
-    short(Setting { tablespace: true, ..Setting::of(16) }, |scene| {
+fn the_main_job_is_done_with_a_tablespace_moved_elsewhere() {
+    short(Setting { tablespace: true, ..Setting::of(major(16)) }, |scene| {
         vec!["--tablespace".to_owned(), format!("{}=@", scene.path().join("space").display())]
     });
 }
 
 #[test]
-fn the_main_job_is_done_on_17_with_segments_of_64_mb_and_checksums() {
-    short(Setting::of(17).segments_of(&["--wal-segsize=64", "--data-checksums"], 64), |_| Vec::new());
+fn the_main_job_is_done_with_segments_of_64_mb_and_checksums() {
+    short(Setting::of(major(17)).segments_of(&["--wal-segsize=64", "--data-checksums"], 64), |_| Vec::new());
 }
 
 #[test]

@@ -15,7 +15,7 @@ use pgvault::storage::{ObjectKey, StorageErrorKind};
 
 use super::{Bench, fast, noise, put_file};
 use crate::support::generations::{STEPS, begin, step};
-use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, major, test_dir, without_checksums};
 
 /// PostgreSQL's own judge of a backup: every file is there, with the checksum that the server gave it, and no other.
 async fn is_exact(bench: &Bench, node: &PgNode, manifest: &Manifest, dir: &Path) {
@@ -76,13 +76,14 @@ async fn every_generation_comes_back_exactly(major: u32, initdb: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_generation_of_15_comes_back_exactly_whatever_expired() {
-    every_generation_comes_back_exactly(15, &["--data-checksums"]).await;
+async fn every_generation_comes_back_exactly_whatever_expired() {
+    every_generation_comes_back_exactly(major(15), &["--data-checksums"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_generation_of_14_comes_back_exactly_without_page_checksums() {
-    every_generation_comes_back_exactly(14, &[]).await;
+async fn every_generation_comes_back_exactly_without_page_checksums() {
+    let major = major(14);
+    every_generation_comes_back_exactly(major, without_checksums(major)).await;
 }
 
 fn content<'a>(table: &'a [pgvault::repository::file_table::TableEntry], path: &str) -> &'a FileContent {

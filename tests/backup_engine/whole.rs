@@ -127,6 +127,11 @@ async fn a_backup_of_postgresql_14_holds_every_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_backup_of_postgresql_16_holds_every_file() {
+    a_backup_holds_every_file(16).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backup_of_postgresql_17_holds_every_file() {
     a_backup_holds_every_file(17).await;
 }

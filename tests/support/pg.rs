@@ -21,6 +21,11 @@ pub fn major(usual: u32) -> u32 {
         .map_or(usual, |asked| asked.parse().expect("PGVAULT_TEST_MAJOR is a major version"))
 }
 
+/// What initdb needs for a cluster without page checksums: since 18 it makes them unless it is told not to.
+pub fn without_checksums(major: u32) -> &'static [&'static str] {
+    if major >= 18 { &["--no-data-checksums"] } else { &[] }
+}
+
 /// Where the binaries of a major version are: `pg/<major>/bin` below [`servers_dir`], for
 /// 15 also Debian's.
 pub fn bin_dir(major: u32) -> PathBuf {
