@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """make bench-backup: full backup, second backup, restore and delta restore, to a directory and to S3, beside other tools in the same run.
 
-usage: backup.py PGVAULT SERVERS PEERS [--scale 175] [--runs 3] [--major 15] [--only full,restore,second,again,delta,kept,throttle,limits] [--to directory,S3] [--tools WORDS]
+usage: backup.py PGVAULT SERVERS PEERS [--scale 175] [--runs 3] [--major 15] [--only full,restore,second,again,delta,kept,standby,throttle,limits] [--to directory,S3] [--tools WORDS]
 
 What is measured, always of one pgbench cluster (scale 175 is 2.6 GiB) on which nothing else happens:
   full      a full backup into a fresh repository
@@ -10,6 +10,7 @@ What is measured, always of one pgbench cluster (scale 175 is 2.6 GiB) on which 
   again     that second backup into an empty directory
   delta     that second backup onto the data directory of a server that stood still since before the update
   kept      not measured: the first backup is deleted, the second restored again (pgvault only: other tools' second backups need their first)
+  standby   a new standby from that second backup, from nothing to streaming, and what it costs the primary
   throttle  how far WAL lags behind while a backup runs at 25 MB/s, at full speed, and while none runs
   limits    what the machine can do at all
 Every part makes what it needs of the others without measuring it. Tools that are not there are left out and named.
@@ -42,12 +43,14 @@ from pathlib import Path
 from common import HttpsS3, Server, as_user, environment, give_to_user, medians, table, tree_bytes, wait_until, workplace
 from counted import COUNTED, Group, Measured
 from limits import limits
+from standby import standby
 from throttle import throttle
 from tools import Barman, PgBackRest, PgBasebackup, Pgvault, Place, WalRus, folder, pgbackrest_knows, pgbackrest_version
 
-PARTS = ["full", "restore", "second", "again", "delta", "kept", "throttle", "limits"]
+PARTS = ["full", "restore", "second", "again", "delta", "kept", "standby", "throttle", "limits"]
 TITLES = {"full": "Full backup", "restore": "Restore of the full backup", "second": "Second backup, 1 % of the accounts updated at random",
-          "again": "Restore of the second backup", "delta": "Delta restore of the second backup onto a directory from before the update"}
+          "again": "Restore of the second backup", "delta": "Delta restore of the second backup onto a directory from before the update",
+          "standby": "A new standby, until it streams"}
 QUIET = "max_wal_size='64GB'\ncheckpoint_timeout='1d'\nautovacuum=off\nwal_keep_size='64GB'\nfsync=off\n"
 
 
@@ -259,8 +262,8 @@ def report(bench, rows_of_limits, lags):
         if not found:
             continue
         print(f"\n### {TITLES[part]}\n")
-        takes = part in ("full", "second")
-        head = ["tool", "wall s", "CPU s", *(["server CPU s"] if takes else []), "peak MiB", *(["stored MiB"] if takes else [])]
+        takes, serves = part in ("full", "second"), part in ("full", "second", "standby")
+        head = ["tool", "wall s", "CPU s", *(["server CPU s"] if serves else []), "peak MiB", *(["stored MiB"] if takes else [])]
         reads = (lambda label: [bench.kinds[label]]) if part == "second" else (lambda label: [])
         table([*head, *(["stores"] if part == "second" else [])], [[label, *medians(runs), *reads(label)] for label, runs in found.items()])
     if rows_of_limits:
@@ -344,7 +347,7 @@ def run(bench, tools, parts):
     full(bench, tools, "full" in parts)
     if "restore" in parts:
         restore(bench, restoring(tools), "restore")
-    if not set(parts) & {"second", "again", "delta", "kept"}:
+    if not set(parts) & {"second", "again", "delta", "kept", "standby"}:
         return
     deltas = [tool for tool in restoring(tools) if tool.delta and "delta" in parts]
     old = bench.old_directory() if deltas else None
@@ -353,6 +356,8 @@ def run(bench, tools, parts):
         restore(bench, restoring(tools), "again")
     if deltas:
         delta(bench, deltas, old)
+    if "standby" in parts:
+        standby(bench, restoring(tools), bench.found.setdefault("standby", {}))
     if "kept" in parts:
         kept(bench, tools)
 
