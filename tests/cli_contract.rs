@@ -27,7 +27,6 @@ fn what_this_version_lacks_is_refused_with_exit_code_2() {
         &["backup", "keep", "x"],
         &["backup", "release", "x"],
         &["backup", "delete", "x"],
-        &["standby", "create", "--to", "/nowhere"],
         &["peek", "main", "--at", "now"],
         &["drill", "main"],
         &["retention", "plan"],

@@ -41,6 +41,7 @@ mod s3_misbehaves;
 mod server_trouble;
 mod slots_everywhere;
 mod spool;
+mod standbys;
 mod storage_conformance;
 mod storage_trouble;
 mod suite_is_complete;

@@ -17,6 +17,7 @@ mod plan;
 mod required_wal;
 mod select;
 pub mod settings;
+mod standby;
 mod target;
 pub mod time_text;
 mod window;
@@ -29,5 +30,6 @@ pub use facts::{Answer, CommitsAround, Facts, LastSettled, Question, RecordSpan,
 pub use not_recoverable::NotRecoverable;
 pub use plan::{NoPlan, Note, RecoveryPlan, StopAt, plan};
 pub use required_wal::{RequiredWal, required_wal};
+pub use standby::{NoStandby, standby_timeline};
 pub use target::{RecoveryRequest, RecoveryTarget, TargetAction, TargetTimeline};
 pub use window::{Moment, RecoverableRange, TimelineFork, Window, WindowGap, window};

@@ -9,7 +9,7 @@ use wal::PgTime;
 
 use crate::plan::{RecoveryPlan, StopAt};
 
-pub use auto_conf::{recovery_targets_in, rewrite_auto_conf};
+pub use auto_conf::{recovery_targets_in, rewrite_auto_conf, without_recovery};
 pub use restore_command::RestoreCommand;
 
 /// One line of a configuration file.
@@ -162,7 +162,7 @@ fn add_option(settings: &mut Vec<Setting>, name: &str, value: &str) -> Result<()
 }
 
 /// Whether a connection string, in words or as a URI, has a password in it.
-fn has_password(conninfo: &str) -> bool {
+pub fn has_password(conninfo: &str) -> bool {
     let lower = conninfo.to_ascii_lowercase();
     if lower.starts_with("postgresql://") || lower.starts_with("postgres://") {
         let (_, rest) = lower.split_once("://").unwrap_or_default();

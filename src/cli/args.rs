@@ -4,6 +4,7 @@
 mod backup;
 mod recover;
 mod repo;
+mod standby;
 mod wal;
 
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 pub use backup::{Backup, BackupNow, Kind};
 pub use recover::{Action, Recover, Target};
 pub use repo::Repo;
+pub use standby::{Standby, StandbyArgs};
 pub use wal::{Wal, WalFetch, WalPrefetch, WalVerify};
 
 /// A backup server for PostgreSQL: streamed WAL, base backups, recovery to a moment.
@@ -107,8 +109,9 @@ pub enum Command {
     Retention(Rest),
     /// Encryption keys (not available in this version)
     Key(Rest),
-    /// Standbys from the archive (not available in this version)
-    Standby(Rest),
+    /// Standbys from the repository: the primary is not read
+    #[command(subcommand)]
+    Standby(Standby),
     /// A throw-away read-only PostgreSQL at a moment (not available in this version)
     Peek(Rest),
     /// Restore, replay, check, measure, delete (not available in this version)

@@ -17,6 +17,7 @@ mod repo;
 mod serve;
 mod slot;
 mod source;
+mod standby;
 mod status;
 mod wal;
 mod wal_fetch;
@@ -36,7 +37,7 @@ use crate::error::{Error, ErrorCode};
 use tokio::runtime::Runtime;
 
 use crate::daemon::signals::{Signals, Stop};
-use args::{Backup, Cli, Command, Config, Repo, Slot, Wal};
+use args::{Backup, Cli, Command, Config, Repo, Slot, Standby, Wal};
 use context::Context;
 use output::Output;
 
@@ -144,7 +145,8 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Repo(Repo::Copy(_)) => not_available::command("repo copy"),
         Command::Retention(_) => not_available::command("retention"),
         Command::Key(_) => not_available::command("key"),
-        Command::Standby(_) => not_available::command("standby"),
+        Command::Standby(Standby::Create(args)) => standby::create(context, &args).await,
+        Command::Standby(Standby::Refresh(_)) => not_available::command("standby refresh"),
         Command::Peek(_) => not_available::command("peek"),
         Command::Drill(_) => not_available::command("drill"),
         Command::Jobs(_) => not_available::command("jobs"),

@@ -71,23 +71,11 @@ async fn apply(
     plan: &RestorePlan,
     args: &Recover,
 ) -> Ended {
-    let jobs = args.jobs.map_or(config.repository.storage.connections.unwrap_or(4), usize::from);
-    let sender = RestoreProgressSender::new(RestoreProgress::default());
-    let mut told = sender.subscribe();
-    let mut progress = Progress::new(&context.output, &context.clock, &plan.cluster);
-    let run = restore::apply(plan, lineage, jobs, &sender, context.clock.as_ref());
-    tokio::pin!(run);
-    let outcome = loop {
-        tokio::select! {
-            outcome = &mut run => break outcome,
-            Ok(()) = told.changed() => {
-                let now = *told.borrow_and_update();
-                progress.show(now.phase.as_str(), now.done_bytes, Some(now.total_bytes));
-            }
-        }
-    };
-    progress.end();
-    let outcome = outcome?;
+    let jobs = jobs(config, args.jobs);
+    let outcome = showing_progress(context, &plan.cluster, async |progress| {
+        restore::apply(plan, lineage, jobs, progress, context.clock.as_ref()).await
+    })
+    .await?;
     let output = &context.output;
     if output.json {
         let planned = to_value(&plan.document())?;
@@ -114,6 +102,35 @@ async fn apply(
         output.text(&format!("Then        pg_ctl -D {} start; {}", outcome.directory.display(), then(plan)));
     }
     Ok(0)
+}
+
+/// How many requests and writers work at a time.
+pub(super) fn jobs(config: &Config, given: Option<u16>) -> usize {
+    given.map_or(config.repository.storage.connections.unwrap_or(4), usize::from)
+}
+
+/// Runs a restore and shows how far it is.
+pub(super) async fn showing_progress<T>(
+    context: &Context,
+    cluster: &str,
+    run: impl AsyncFnOnce(&RestoreProgressSender) -> Result<T>,
+) -> Result<T> {
+    let sender = RestoreProgressSender::new(RestoreProgress::default());
+    let mut told = sender.subscribe();
+    let mut progress = Progress::new(&context.output, &context.clock, cluster);
+    let run = run(&sender);
+    tokio::pin!(run);
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut run => break outcome,
+            Ok(()) = told.changed() => {
+                let now = *told.borrow_and_update();
+                progress.show(now.phase.as_str(), now.done_bytes, Some(now.total_bytes));
+            }
+        }
+    };
+    progress.end();
+    outcome
 }
 
 /// What happens when PostgreSQL is started on what was restored.
@@ -229,7 +246,7 @@ fn settings(context: &Context, config: &Config, cluster: &ClusterConfig, args: &
 }
 
 /// The program as it runs now, with everything that leads it to the same repository; never a secret.
-fn restore_command(context: &Context, config: &Config, cluster: &ClusterConfig) -> Result<RestoreCommand> {
+pub(super) fn restore_command(context: &Context, config: &Config, cluster: &ClusterConfig) -> Result<RestoreCommand> {
     let program = std::env::current_exe()
         .map_err(|error| Error::new(ErrorCode::Unclassified, "cannot tell where this program lies").because(error))?;
     let named = context.global.config.is_some() || context.variables.get("PGVAULT_CONFIG").is_some();
@@ -297,7 +314,7 @@ fn show_plan(context: &Context, plan: &RestorePlan, dry_run: bool) -> Result<()>
     Ok(())
 }
 
-fn lines(plan: &RestorePlan, document: &Value, verbose: bool) -> Vec<String> {
+pub(super) fn lines(plan: &RestorePlan, document: &Value, verbose: bool) -> Vec<String> {
     let recovery = &plan.recovery;
     let text = |name: &str| document[name].as_str().unwrap_or("-").to_owned();
     let inclusive = if recovery.inclusive { "" } else { ", exclusive" };

@@ -89,16 +89,28 @@ fn writable(config: &Config) -> bool {
 
 /// Hosts, credentials and TLS of a cluster: its libpq words, filled up from the environment.
 pub fn conninfo(config: &Config, cluster: &ClusterConfig) -> Result<Conninfo> {
+    Conninfo::parse(cluster.conninfo.expose_secret(), &environment(config)).map_err(|error| {
+        Error::new(ErrorCode::InvalidConfig, format!("the conninfo of cluster {} cannot be used", cluster.name))
+            .because(error)
+            .help("correct `conninfo`, or the PG* variables: pgvault config show")
+    })
+}
+
+fn environment(config: &Config) -> Environment {
     let process = Environment::from_process();
     let mut environment = Environment::from_variables(config.variables.iter());
     environment.home = process.home;
     environment.user = process.user;
     environment.socket_directory = process.socket_directory;
-    Conninfo::parse(cluster.conninfo.expose_secret(), &environment).map_err(|error| {
-        Error::new(ErrorCode::InvalidConfig, format!("the conninfo of cluster {} cannot be used", cluster.name))
-            .because(error)
-            .help("correct `conninfo`, or the PG* variables: pgvault config show")
-    })
+    environment
+}
+
+/// How a server of the cluster is reached that a person named in libpq's words.
+pub fn connect_to(config: &Config, cluster: &ClusterConfig, words: &str) -> Result<ConnectOptions> {
+    let conninfo = Conninfo::parse(words, &environment(config))
+        .map_err(|error| Error::new(ErrorCode::Usage, "--primary-conninfo cannot be used").because(error))?;
+    let options = ConnectOptions::new(conninfo, cluster.application_name.clone());
+    Ok(ConnectOptions { deadlines: CLIENT_DEADLINES, ..options })
 }
 
 /// How a client command or the supervisor connects.

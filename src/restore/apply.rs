@@ -20,7 +20,7 @@ use crate::storage::ObjectKey;
 
 use super::copy::{copy_files, damaged as damaged_backup};
 use super::directory::{self, Candidate, MARKER, marker_text};
-use super::finish::{complete, sync_trees, write_settings};
+use super::finish::{clear_settings, complete, sync_trees, write_settings};
 use super::progress::{RestorePhase, RestoreProgressSender};
 use super::roots::{Roots, open_root, write_in};
 use super::{Owner, RestorePlan, own_manifest, tablespace_map};
@@ -63,7 +63,7 @@ pub async fn apply(
     complete(&roots).map_err(|error| cannot(plan, "complete its directories", &error))?;
     let warnings = match &plan.settings {
         Some(settings) => write_settings(&roots, settings, &plan.recovery.backup),
-        None => Ok(Vec::new()),
+        None => clear_settings(&roots).map(|()| Vec::new()),
     };
     let warnings = warnings.map_err(|error| cannot(plan, "write its settings", &error))?;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use recovery::Backup;
-use recovery::settings::{RecoverySettings, Setting, recovery_targets_in, rewrite_auto_conf};
+use recovery::settings::{RecoverySettings, Setting, recovery_targets_in, rewrite_auto_conf, without_recovery};
 
 use super::roots::{Roots, data_path};
 
@@ -56,13 +56,23 @@ pub(super) fn write_settings(roots: &Roots, settings: &RecoverySettings, backup:
     let conf = roots.read("postgresql.conf")?;
     settings.clear_targets(&recovery_targets_in(conf.as_deref().unwrap_or_default()));
     if conf.is_none() {
-        settings.settings.extend(standby_minimums(backup));
+        let given: Vec<String> = settings.settings.iter().map(|setting| setting.name.clone()).collect();
+        // The last line of a file wins: what was decided already stays.
+        settings.settings.extend(standby_minimums(backup).into_iter().filter(|minimum| !given.contains(&minimum.name)));
     }
     let before = roots.read("postgresql.auto.conf")?.unwrap_or_default();
     let text = rewrite_auto_conf(&before, &settings);
     roots.write("postgresql.auto.conf", &mut text.as_slice())?;
     roots.write(settings.signal.file_name(), &mut io::empty())?;
     Ok(warnings(conf.as_deref(), &before, backup))
+}
+
+/// Takes the settings of an earlier recovery or standby out of `postgresql.auto.conf`: whoever starts the server writes its own
+/// into another file, and these would win; and they may hold a password.
+pub(super) fn clear_settings(roots: &Roots) -> io::Result<()> {
+    let Some(before) = roots.read("postgresql.auto.conf")? else { return Ok(()) };
+    let text = without_recovery(&before);
+    if text == before { Ok(()) } else { roots.write("postgresql.auto.conf", &mut text.as_slice()) }
 }
 
 /// A configuration that lies outside of the data directory did not come along; a hot standby (and with it a pause at the

@@ -6,6 +6,7 @@
 //! a [`WalReader`] checks every page and record and tells as [`WalEvent`]s which transactions ended when, which an
 //! [`XactIndex`] sums up.
 
+mod control_file;
 mod coverage;
 mod event;
 mod history;
@@ -17,6 +18,7 @@ mod time;
 mod timeline;
 mod xact_index;
 
+pub use control_file::{ClusterState, ControlFile, ControlFileError};
 pub use coverage::{Coverage, Gap, PathLeg, TimelinePath, WalRange};
 pub use event::{Checkpoint, EndOfRecovery, Prepared, RecordInfo, RestorePoint, ServerParameters, WalEvent, XactEnd};
 pub use history::{HistoryEntry, ParseHistoryError, TimelineHistory};

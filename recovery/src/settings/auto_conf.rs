@@ -26,6 +26,17 @@ const STALE: [&str; 14] = [
 /// The file with the settings of a recovery in a marked block at its end, in place of those of an earlier one. Other
 /// settings stay; the text is bytes, in whatever encoding the server's was.
 pub fn rewrite_auto_conf(before: &[u8], settings: &RecoverySettings) -> Vec<u8> {
+    let mut text = without_recovery(before);
+    text.extend_from_slice(format!("{BEGIN}\n").as_bytes());
+    for setting in &settings.settings {
+        text.extend_from_slice(format!("{setting}\n").as_bytes());
+    }
+    text.extend_from_slice(format!("{END}\n").as_bytes());
+    text
+}
+
+/// The file without the settings of any earlier recovery or standby: what came with a backup is about another server.
+pub fn without_recovery(before: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(before.len() + 1024);
     let mut in_block = false;
     for line in lines(before) {
@@ -39,11 +50,6 @@ pub fn rewrite_auto_conf(before: &[u8], settings: &RecoverySettings) -> Vec<u8> 
             }
         }
     }
-    text.extend_from_slice(format!("{BEGIN}\n").as_bytes());
-    for setting in &settings.settings {
-        text.extend_from_slice(format!("{setting}\n").as_bytes());
-    }
-    text.extend_from_slice(format!("{END}\n").as_bytes());
     text
 }
 

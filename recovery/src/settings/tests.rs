@@ -4,7 +4,7 @@ use wal::{Lsn, PgTime, SegmentSize, SystemIdentifier, TimelineHistory, TimelineI
 
 use super::{
     RecoverySettings, RestoreCommand, Setting, SettingsError, SignalFile, StandbySettings, has_password,
-    recovery_settings, recovery_targets_in, rewrite_auto_conf,
+    recovery_settings, recovery_targets_in, rewrite_auto_conf, without_recovery,
 };
 use crate::{Backup, BackupKind, BackupStatus, RecoveryPlan, RecoveryTarget, StopAt, TargetAction, required_wal};
 
@@ -188,6 +188,10 @@ fn stale_recovery_settings_go_and_all_others_stay() {
     assert!(after.windows(7).any(|w| w == b"y = '\xe9'"), "bytes are kept");
     assert!(text.contains("restore_command = 'new'\n"), "{text}");
     assert_eq!(rewrite_auto_conf(&after, &settings), after, "a second recovery replaces the block of the first");
+    let cleared = without_recovery(&after);
+    assert!(
+        text.as_bytes().starts_with(&cleared[..40]) && !String::from_utf8_lossy(&cleared).contains("restore_command")
+    );
     assert_eq!(rewrite_auto_conf(b"", &settings).iter().filter(|&&b| b == b'\n').count(), 3);
 }
 

@@ -1,0 +1,5 @@
+//! Is a standby made and brought back from the repository alone, and does it follow its primary?
+
+mod create;
+mod refused;
+mod stage;
