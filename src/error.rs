@@ -60,6 +60,8 @@ pub enum ErrorCode {
     Damaged,
     /// The repository is of a format that this version cannot read.
     FormatTooNew,
+    /// It is encrypted, and there is no key for it.
+    NoKey,
     /// No such cluster, backup or object.
     NotFound,
     /// The same name already holds other bytes.
@@ -107,6 +109,7 @@ impl ErrorCode {
         Self::AnotherWriter,
         Self::Damaged,
         Self::FormatTooNew,
+        Self::NoKey,
         Self::NotFound,
         Self::Conflict,
         Self::TimelineConflict,
@@ -152,6 +155,7 @@ impl ErrorCode {
             Self::Damaged => "E0403",
             Self::FormatTooNew => "E0404",
             Self::Spool => "E0405",
+            Self::NoKey => "E0406",
             Self::TimelineConflict => "E0501",
             Self::Conflict => "E0502",
         }
@@ -169,7 +173,7 @@ impl ErrorCode {
             | Self::NoPrimary
             | Self::WalLost
             | Self::PostgresFailed => 4,
-            Self::RepositoryDenied | Self::FormatTooNew => 5,
+            Self::RepositoryDenied | Self::FormatTooNew | Self::NoKey => 5,
             Self::NotFound => 6,
             Self::ForeignCluster
             | Self::TargetDirectory

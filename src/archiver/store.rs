@@ -239,6 +239,9 @@ pub(super) fn read_part(spool: &Spool, name: SegmentName, from: Lsn, to: Lsn) ->
 
 fn explain(error: &StoreError, what: &str) -> Error {
     let (code, help) = match error {
+        StoreError::Repository(error) if error.is_no_key() => {
+            (ErrorCode::NoKey, "see which keys there are and whom they are for: pgvault key list")
+        }
         StoreError::Repository(RepositoryError::Storage(error)) => {
             let code =
                 if error.kind == StorageErrorKind::Corrupt { ErrorCode::Damaged } else { ErrorCode::RepositoryDenied };
@@ -261,8 +264,10 @@ fn reason(error: &StoreError) -> &'static str {
             StorageErrorKind::Transient => "transient",
             StorageErrorKind::Full => "full",
             StorageErrorKind::Corrupt => "corrupt",
+            StorageErrorKind::NoKey => "no_key",
             StorageErrorKind::NotFound | StorageErrorKind::Other => "other",
         },
+        StoreError::Repository(RepositoryError::Key(_)) => "no_key",
         StoreError::Repository(RepositoryError::Conflict { .. }) => "conflict",
         StoreError::Repository(RepositoryError::Damaged { .. } | RepositoryError::Mismatch { .. }) => "damaged",
         StoreError::Repository(_) => "other",

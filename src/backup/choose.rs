@@ -13,12 +13,11 @@ use super::reference::Reference;
 use super::request::{BackupDeps, ReadKind};
 use super::server::ServerFacts;
 use crate::codec::FrameReader;
-use crate::codec::digest::sha256;
 use crate::primary::ReplicationConnection;
+use crate::repository::RepositoryResult;
 use crate::repository::chunk_index::ChunkIndex;
 use crate::repository::file_table::{EntryKind, TableEntry};
 use crate::repository::manifest::Manifest;
-use crate::repository::{RepositoryError, RepositoryResult};
 use crate::storage::ObjectKey;
 
 #[cfg(test)]
@@ -171,12 +170,7 @@ async fn postgres_manifest(deps: &BackupDeps<'_>, manifest: &Manifest) -> Result
         .ok_or_else(|| CopyError::Doubt("it has no manifest of PostgreSQL".to_owned()))?;
     let key = format!("{}{}", deps.repository.keys().backup_prefix(&manifest.id), stored.name);
     let key = ObjectKey::new(key).map_err(|error| CopyError::Doubt(error.to_string()))?;
-    let bytes = deps.repository.objects().get(&key).await?;
-    if sha256(&bytes) == stored.sha256 {
-        Ok(bytes)
-    } else {
-        Err(RepositoryError::damaged(&key, "its SHA-256 is not the one that the manifest says").into())
-    }
+    Ok(deps.repository.objects().get_checked(&key, &stored.sha256).await?)
 }
 
 /// Uploads the manifest of the reference.

@@ -15,7 +15,7 @@ use crate::repository::chunk_index::list_packs;
 use crate::repository::layout::{LineageObject, ShortHash};
 use crate::repository::manifest::{Manifest, PackRef, StoredObject};
 use crate::repository::{LineageRepository, PutNew, RepositoryError, RepositoryResult, seal_document};
-use crate::storage::Body;
+use crate::storage::{Body, Sha256};
 
 /// FORMAT 5.0: whoever deletes packs waits so long for a backup that has begun.
 pub(super) const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -59,9 +59,12 @@ pub(super) async fn store_postgres_manifest(
     destination: &Destination,
     kept: &KeptManifest,
 ) -> Result<StoredObject, CopyError> {
-    let object = LineageObject::PostgresManifest(destination.id.clone(), ShortHash::of(&kept.sha256));
-    destination.put_body(&destination.keys.key(&object), kept.body(), kept.sha256).await?;
-    Ok(StoredObject { name: destination.name(&object), sha256: kept.sha256, size: kept.len })
+    let named = |sha256: &Sha256| LineageObject::PostgresManifest(destination.id.clone(), ShortHash::of(sha256));
+    let prepared =
+        destination.objects.prepare(&destination.keys.key(&named(&kept.sha256)), kept.body(), kept.sha256).await?;
+    let object = named(&prepared.sha256());
+    destination.put(&destination.keys.key(&object), &prepared).await?;
+    Ok(StoredObject { name: destination.name(&object), sha256: prepared.sha256(), size: prepared.body().len() })
 }
 
 /// Looks once more that every pack is there: one that an older backup stored may have been deleted while this one ran.

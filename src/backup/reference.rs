@@ -114,11 +114,11 @@ impl Reference {
             let key = format!("{}{}", lineage.keys().backup_prefix(&manifest.id), part.name);
             let damaged = |error: String| CopyError::from(RepositoryError::mismatch(&key, error));
             let object = ObjectKey::new(key.clone()).map_err(|error| damaged(error.to_string()))?;
-            let bytes = lineage.objects().get(&object).await?;
-            let (sha256, entries, facts) = (part.sha256, part.entries, manifest.table_facts());
+            let bytes = lineage.objects().get_checked(&object, &part.sha256).await?;
+            let (entries, facts) = (part.entries, manifest.table_facts());
             // Decompressing and parsing a part takes a good part of a second.
             let read = tokio::task::spawn_blocking(move || {
-                let result = PartReader::new(bytes, sha256, entries, facts).map_err(|error| error.to_string());
+                let result = PartReader::of_checked(bytes, entries, facts).map_err(|error| error.to_string());
                 let result = result.map(|part| writer.add(part, wanted));
                 (writer, result)
             });

@@ -15,7 +15,7 @@ use crate::repository::file_table::PlainPart;
 use crate::repository::layout::{LineageKeys, LineageObject, ShortHash};
 use crate::repository::manifest::{PackRef, PartRef};
 use crate::repository::pack::{PackBuilder, PackedChunk};
-use crate::repository::{Objects, PutNew, RepositoryError};
+use crate::repository::{Objects, Prepared, PutNew, RepositoryError};
 use crate::storage::{Body, ObjectKey, Sha256};
 
 /// Where a backup's objects go.
@@ -111,9 +111,11 @@ impl Uploads {
 impl Destination {
     async fn store_pack(self, ordinal: usize, builder: PackBuilder) -> Result<Uploaded, CopyError> {
         let pack = spawn_blocking(|| builder.finish()).await?;
-        let stored = PackRef { sha256: pack.sha256, size: pack.bytes.len() as u64 };
-        let key = pack_key(self.keys.cluster(), &pack.sha256);
-        let is_new = self.put(&key, pack.bytes, pack.sha256).await?;
+        let cluster = self.keys.cluster();
+        let body = Body::Bytes(pack.bytes);
+        let prepared = self.objects.prepare(&pack_key(cluster, &pack.sha256), body, pack.sha256).await?;
+        let stored = PackRef { sha256: prepared.sha256(), size: prepared.body().len() };
+        let is_new = self.put(&pack_key(cluster, &stored.sha256), &prepared).await?;
         Ok(Uploaded::Pack { ordinal, pack: stored, chunks: pack.chunks, is_new })
     }
 
@@ -121,24 +123,23 @@ impl Destination {
         let PlainPart { plain, entries } = part;
         let compression = self.compression;
         let stored = Bytes::from(spawn_blocking(move || compress_frame(&plain, compression)).await??);
-        let sha256 = sha256(&stored);
-        let size = stored.len() as u64;
+        let plain_sha256 = sha256(&stored);
         let number_in_key = u32::try_from(number).unwrap_or(u32::MAX);
-        let object = LineageObject::FilePart(self.id.clone(), number_in_key, ShortHash::of(&sha256));
-        self.put(&self.keys.key(&object), stored, sha256).await?;
+        let named = |sha256: &Sha256| LineageObject::FilePart(self.id.clone(), number_in_key, ShortHash::of(sha256));
+        let key = self.keys.key(&named(&plain_sha256));
+        let prepared = self.objects.prepare(&key, Body::Bytes(stored), plain_sha256).await?;
+        let (sha256, size) = (prepared.sha256(), prepared.body().len());
+        let object = named(&sha256);
+        self.put(&self.keys.key(&object), &prepared).await?;
         let part = PartRef { name: self.name(&object), sha256, size, entries };
         Ok(Uploaded::Part { number, part })
     }
 
     /// Stores an object whose name tells its content; whether it is new. One that is there already was stored by an attempt
     /// whose answer got lost, or by another writer of the same bytes; it must at least have the same length.
-    pub(super) async fn put(&self, key: &ObjectKey, bytes: Bytes, sha256: Sha256) -> Result<bool, CopyError> {
-        self.put_body(key, Body::Bytes(bytes), sha256).await
-    }
-
-    pub(super) async fn put_body(&self, key: &ObjectKey, body: Body, sha256: Sha256) -> Result<bool, CopyError> {
-        let len = body.len();
-        match self.objects.put_new(key, body, sha256).await? {
+    pub(super) async fn put(&self, key: &ObjectKey, prepared: &Prepared) -> Result<bool, CopyError> {
+        let len = prepared.body().len();
+        match self.objects.put_prepared(key, prepared).await? {
             PutNew::Created => Ok(true),
             PutNew::Taken => match self.objects.storage().head(key).await.map_err(RepositoryError::from)? {
                 Some(there) if there == len => Ok(false),

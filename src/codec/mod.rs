@@ -1,4 +1,4 @@
-//! Bytes to bytes: compression, the header in front of stored WAL, sealed documents, digests.
+//! Bytes to bytes: compression, encryption, the header in front of stored WAL, sealed documents, digests.
 //!
 //! Nothing here knows keys, stores or PostgreSQL. Everything that reads takes bytes from outside for hostile: lengths
 //! are bounded before memory is taken, and no claim inside the bytes is believed.
@@ -7,6 +7,7 @@ pub mod compression;
 pub mod content_hash;
 pub mod difference;
 pub mod digest;
+pub mod encryption;
 pub mod envelope;
 mod raw_frame;
 pub mod sealed;

@@ -11,10 +11,13 @@ use super::digest::{from_hex, sha256, to_hex};
 pub const FORMAT_VERSION: u32 = 1;
 
 /// Features that this program knows, beyond those that every version 1 has.
-const KNOWN_FEATURES: &[&str] = &[PAGE_PATCH];
+const KNOWN_FEATURES: &[&str] = &[PAGE_PATCH, ENCRYPTION];
 
 /// Chunks may be stored as the difference to others (FORMAT 6.3).
 pub const PAGE_PATCH: &str = "page-patch";
+
+/// Objects of the repository may be encrypted (FORMAT 7).
+pub const ENCRYPTION: &str = "encryption";
 
 /// The largest sealed document that is read. A backup's manifest names every pack: a million packs are 32 TiB.
 pub const MAX_LEN: usize = 128 * 1024 * 1024;

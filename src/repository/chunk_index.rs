@@ -219,14 +219,26 @@ async fn read_pack_toc(
     pack: PackRef,
 ) -> RepositoryResult<Option<Vec<PackedChunk>>> {
     let key = pack_key(cluster, &pack.sha256);
+    let len = match objects.content_len(&key, pack.size).await {
+        Err(RepositoryError::NotFound(_)) => return Ok(None),
+        Err(error @ RepositoryError::Damaged { .. }) => {
+            tracing::warn!(%key, %error, "pack not used for new backups");
+            return Ok(None);
+        }
+        len => len?,
+    };
     let mut last = TOC_READ;
     // The first read tells how long the table is; the second has all of it.
     for _ in 0..2 {
-        let end = match objects.get_range(&key, pack.size.saturating_sub(last), pack.size).await {
+        let end = match objects.get_range(&key, len.saturating_sub(last), len).await {
             Err(RepositoryError::NotFound(_)) => return Ok(None),
+            Err(error @ RepositoryError::Damaged { .. }) => {
+                tracing::warn!(%key, %error, "pack not used for new backups");
+                return Ok(None);
+            }
             result => result?,
         };
-        match read_toc(&end, pack.size) {
+        match read_toc(&end, len) {
             Ok(Toc::Chunks(chunks)) => return Ok(Some(chunks)),
             Ok(Toc::NeedsLast(len)) => last = len as u64,
             Err(error) => {

@@ -7,7 +7,7 @@ use recovery::LineageId;
 use wal::{Lsn, SegmentSize, SystemIdentifier, TimelineId};
 
 use crate::error::{Error, ErrorCode};
-use crate::repository::{ClusterName, layout};
+use crate::repository::{ClusterName, KeyError, layout};
 use crate::storage::{ObjectKey, StorageError, StorageErrorKind};
 
 /// Something about a stored object, or about what was to be stored.
@@ -51,6 +51,9 @@ pub enum RepositoryError {
     /// The server's history is not the history of the lineage.
     #[error(transparent)]
     Lineage(Box<LineageMismatch>),
+    /// Keys are missing or wrong.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// The store failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
@@ -158,10 +161,11 @@ impl RepositoryError {
         Self::Mismatch { what: what.to_string(), problem: problem.to_string() }
     }
 
-    /// Turns the store's "not found" for `key` into ours; everything else stays what it is.
+    /// Turns the store's "not found" and "corrupt" for `key` into ours; everything else stays what it is.
     pub fn from_get(key: &ObjectKey, error: StorageError) -> Self {
         match error.kind {
             StorageErrorKind::NotFound => Self::NotFound(key.to_string()),
+            StorageErrorKind::Corrupt => Self::damaged(key, error.message),
             _ => Self::Storage(error),
         }
     }
@@ -169,6 +173,11 @@ impl RepositoryError {
     /// Whether the object is authoritatively absent.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound(_))
+    }
+
+    /// Whether keys are missing, or are others.
+    pub fn is_no_key(&self) -> bool {
+        code_of(self) == ErrorCode::NoKey
     }
 
     /// Whether the same request may succeed later without anybody doing anything.
@@ -197,15 +206,30 @@ impl From<RepositoryError> for Error {
                 )),
             RepositoryError::Storage(error) => match error.kind {
                 StorageErrorKind::Denied => said.help("check credentials, bucket and rights: pgvault repo check"),
+                StorageErrorKind::NoKey => with_key_help(said),
                 StorageErrorKind::Full => said.help("free space, or let retention delete more: pgvault retention plan"),
                 _ => said,
             },
+            RepositoryError::Key(KeyError::NoRecipients) => said
+                .help("name whom the keys are for: [repository] encryption = [\"age1…\"]; make one: pgvault key init"),
+            RepositoryError::Key(KeyError::NoKeyRing) => said.help("make the key ring: pgvault repo init"),
+            RepositoryError::Key(KeyError::NotAnIdentity { .. }) => {
+                said.help("it holds lines AGE-SECRET-KEY-1…, as `pgvault key init` and `age-keygen` write them")
+            }
+            RepositoryError::Key(_) => with_key_help(said),
             RepositoryError::NotFound(what) if what.ends_with(layout::MARKER) => {
                 said.help("make a repository there: pgvault repo init")
             }
             _ => said,
         }
     }
+}
+
+fn with_key_help(error: Error) -> Error {
+    error
+        .because("without one of the identities it is wrapped for, nobody can read what is encrypted")
+        .help("name the file that holds the identity: [repository] identity_file = \"/path\", or PGVAULT_IDENTITY_FILE=/path")
+        .help("see which generations there are and whom they are for: pgvault key list")
 }
 
 fn code_of(error: &RepositoryError) -> ErrorCode {
@@ -215,6 +239,8 @@ fn code_of(error: &RepositoryError) -> ErrorCode {
         RepositoryError::Damaged { .. } => ErrorCode::Damaged,
         RepositoryError::TooNew { .. } => ErrorCode::FormatTooNew,
         RepositoryError::Mismatch { .. } => ErrorCode::Damaged,
+        RepositoryError::Key(KeyError::NotAnIdentity { .. } | KeyError::NoRecipients) => ErrorCode::InvalidConfig,
+        RepositoryError::Key(_) => ErrorCode::NoKey,
         RepositoryError::Lineage(mismatch) => match mismatch.fact {
             MismatchFact::OtherHistory { .. } | MismatchFact::NoCommonTimeline { .. } => ErrorCode::TimelineConflict,
             MismatchFact::ForeignSystem { .. } | MismatchFact::SegmentSize { .. } => ErrorCode::ForeignCluster,
@@ -222,6 +248,7 @@ fn code_of(error: &RepositoryError) -> ErrorCode {
         RepositoryError::Storage(error) => match error.kind {
             StorageErrorKind::NotFound => ErrorCode::NotFound,
             StorageErrorKind::Corrupt => ErrorCode::Damaged,
+            StorageErrorKind::NoKey => ErrorCode::NoKey,
             StorageErrorKind::Denied
             | StorageErrorKind::Transient
             | StorageErrorKind::Full

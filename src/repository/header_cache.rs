@@ -8,9 +8,11 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::durable::PRIVATE_FILE;
 use crate::repository::layout::LineageKeys;
 use crate::repository::{Repository, WalHeader, WalKind};
 use crate::storage::ObjectKey;
@@ -141,5 +143,5 @@ fn append(dir: &Path, group: &str, key: &ObjectKey, header: &WalHeader) -> io::R
     let mut line = vec![b'\n'];
     serde_json::to_writer(&mut line, &LineOut { key: key.as_str(), header })?;
     // One write, and a newline in front of it: a line that a crash cut short does not take the next one with it.
-    File::options().append(true).create(true).open(path_of(dir, group))?.write_all(&line)
+    File::options().append(true).create(true).mode(PRIVATE_FILE).open(path_of(dir, group))?.write_all(&line)
 }

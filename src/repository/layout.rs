@@ -15,6 +15,9 @@ mod tests;
 /// Key of the repository's marker.
 pub const MARKER: &str = "pgvault-repository.json";
 
+/// Prefix of the key ring.
+pub const KEYS_PREFIX: &str = "keys/";
+
 /// What a key names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ObjectName {
@@ -156,6 +159,27 @@ impl ObjectName {
             Self::KeyRing(generation) => key(format!("keys/{generation}.json")),
             Self::Pack(cluster, sha256) => key(format!("{}{}", packs_prefix(cluster), hex::encode(sha256))),
             Self::InLineage(keys, object) => keys.key(object),
+        }
+    }
+
+    /// The name that an encrypted object is bound to (FORMAT 7.2): its key, with `*` for the digits that are made of the stored
+    /// bytes. Those are known only after the object is encrypted, and prove the bytes themselves.
+    pub fn bound(key: &ObjectKey) -> String {
+        let Parsed::Known(name) = Self::parse(key.as_str()) else { return key.to_string() };
+        let digits = match &name {
+            Self::Pack(_, sha256) => hex::encode(sha256),
+            Self::InLineage(_, LineageObject::FilePart(_, _, hash)) => hash.to_string(),
+            Self::InLineage(_, LineageObject::PostgresManifest(_, hash)) => hash.to_string(),
+            Self::InLineage(_, LineageObject::Conflict(sha256, _)) => hex::encode(sha256),
+            _ => return key.to_string(),
+        };
+        match &name {
+            // The name that follows may hold such digits, too.
+            Self::InLineage(_, LineageObject::Conflict(..)) => key.as_str().replacen(&digits, "*", 1),
+            _ => match key.as_str().rsplit_once(&digits) {
+                Some((before, behind)) => format!("{before}*{behind}"),
+                None => key.to_string(),
+            },
         }
     }
 

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use wal::PgTime;
 
 use crate::codec::digest::sha256;
+use crate::codec::sealed::{ENCRYPTION, seal_with_features};
 use crate::repository::layout::ObjectName;
-use crate::repository::{Objects, PutNew, RepositoryResult, seal_document, unseal_document};
+use crate::repository::{Objects, PutNew, RepositoryError, RepositoryResult, unseal_document};
 use crate::storage::Body;
 
 const KIND: &str = "repository";
@@ -41,6 +43,13 @@ pub struct Marker {
     pub id: RepositoryId,
     /// When it was made.
     pub created_at: PgTime,
+    /// Whether everything in it is encrypted, from the beginning.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub encrypted: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Reads the marker; `NotFound` when there is none.
@@ -50,16 +59,23 @@ pub(super) async fn open(objects: &Objects) -> RepositoryResult<Marker> {
 }
 
 /// Reads the marker, or writes one. Two that write at once end with the same marker: the loser reads the winner's.
-pub(super) async fn create_or_open(objects: &Objects, now: PgTime, id: RepositoryId) -> RepositoryResult<Marker> {
+pub(super) async fn create_or_open(
+    objects: &Objects,
+    now: PgTime,
+    id: RepositoryId,
+    encrypted: bool,
+) -> RepositoryResult<Marker> {
     match open(objects).await {
         Err(error) if error.is_not_found() => {}
         found => return found,
     }
     let key = ObjectName::Marker.key();
-    let marker = Marker { id, created_at: now };
-    let document = seal_document(&key, KIND, &marker)?;
+    let marker = Marker { id, created_at: now, encrypted };
+    let features: &[&str] = if encrypted { &[ENCRYPTION] } else { &[] };
+    let document = seal_with_features(KIND, features, &marker);
+    let document = Bytes::from(document.map_err(|error| RepositoryError::mismatch(&key, error))?);
     let digest = sha256(&document);
-    match objects.put_new(&key, Body::Bytes(document), digest).await? {
+    match objects.put_in_the_clear(&key, Body::Bytes(document), digest).await? {
         PutNew::Created => Ok(marker),
         PutNew::Taken => open(objects).await,
     }

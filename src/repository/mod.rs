@@ -9,6 +9,7 @@ pub mod chunk_index;
 pub mod chunk_reader;
 mod cluster_name;
 mod documents;
+mod encrypted;
 mod error;
 pub mod file_table;
 mod gaps;
@@ -16,6 +17,7 @@ mod header;
 mod header_cache;
 mod history;
 mod inventory;
+pub mod keys;
 pub mod layout;
 mod lineage;
 pub mod manifest;
@@ -39,6 +41,8 @@ use std::sync::Arc;
 use recovery::LineageId;
 use wal::{PgTime, SegmentSize, SystemIdentifier};
 
+use encrypted::Cipher;
+use keys::KeyRing;
 use memory::ObjectMemory;
 
 use crate::codec::Compression;
@@ -46,11 +50,13 @@ use crate::storage::Storage;
 
 pub use cluster_name::{ClusterName, InvalidClusterName};
 pub use documents::{seal_document, unseal_document};
+pub use encrypted::Prepared;
 pub use error::{Ancestry, LineageMismatch, MismatchFact, RepositoryError};
 pub use gaps::GapDocument;
 pub use header::{WalHeader, WalKind};
 pub use header_cache::HeaderCache;
 pub use inventory::{BackupObjects, Inventory};
+pub use keys::{EncryptionOptions, KeyError};
 pub use lineage::{ClusterIdentity, LineageDocument};
 pub use marker::{Marker, RepositoryId};
 pub use marks::{Mark, MarkDocument};
@@ -75,6 +81,8 @@ pub struct RepositoryOptions {
     pub memory: u64,
     /// Where the headers of stored WAL are remembered between runs; none = not at all.
     pub header_cache_dir: Option<PathBuf>,
+    /// For whom the repository is encrypted, and what opens it.
+    pub encryption: EncryptionOptions,
 }
 
 impl Default for RepositoryOptions {
@@ -86,6 +94,7 @@ impl Default for RepositoryOptions {
             max_in_memory: 32 << 20,
             memory: 32 << 20,
             header_cache_dir: None,
+            encryption: EncryptionOptions::default(),
         }
     }
 }
@@ -105,29 +114,55 @@ struct RepositoryInner {
 }
 
 impl Repository {
-    /// Opens the repository that lies in `storage`; `NotFound` when there is none, `TooNew` when a newer pgvault made it.
+    /// Opens the repository that lies in `storage`; `NotFound` when there is none, `TooNew` when a newer pgvault made it,
+    /// `Key` when it is encrypted and the configured identity does not open it.
     pub async fn open(storage: Arc<dyn Storage>, options: RepositoryOptions) -> RepositoryResult<Self> {
-        let objects = Objects::new(storage);
-        let marker = marker::open(&objects).await?;
-        Ok(Self::of(objects, options, marker))
+        let plain = Objects::new(Arc::clone(&storage));
+        let (marker, ring) = tokio::join!(marker::open(&plain), keys::open(&plain, &options.encryption));
+        Self::of(storage, options, marker?, ring?)
     }
 
     /// Opens the repository, or makes one with this `id` when there is none. Of several that make one at once, one wins
-    /// and the others open the winner's.
+    /// and the others open the winner's. Where encryption is configured and there is no key ring, it is made first.
     pub async fn create_or_open(
         storage: Arc<dyn Storage>,
         options: RepositoryOptions,
         now: PgTime,
         id: RepositoryId,
     ) -> RepositoryResult<Self> {
-        let objects = Objects::new(storage);
-        let marker = marker::create_or_open(&objects, now, id).await?;
-        Ok(Self::of(objects, options, marker))
+        let plain = Objects::new(Arc::clone(&storage));
+        let ring = match keys::open(&plain, &options.encryption).await? {
+            None if !options.encryption.recipients.is_empty() => {
+                let began_unencrypted = match marker::open(&plain).await {
+                    Ok(marker) if marker.encrypted => return Err(KeyError::KeyRingGone.into()),
+                    Ok(_) => true,
+                    Err(error) if error.is_not_found() => false,
+                    Err(error) => return Err(error),
+                };
+                Some(keys::create(&plain, &options.encryption, began_unencrypted, now).await?)
+            }
+            ring => ring,
+        };
+        let encrypted = ring.as_ref().is_some_and(|ring| !ring.began_unencrypted());
+        let marker = marker::create_or_open(&plain, now, id, encrypted).await?;
+        Self::of(storage, options, marker, ring)
     }
 
-    fn of(objects: Objects, options: RepositoryOptions, marker: Marker) -> Self {
+    fn of(
+        storage: Arc<dyn Storage>,
+        options: RepositoryOptions,
+        marker: Marker,
+        ring: Option<KeyRing>,
+    ) -> RepositoryResult<Self> {
+        let cipher = match ring {
+            Some(ring) => Cipher::On(ring),
+            None if marker.encrypted => return Err(KeyError::KeyRingGone.into()),
+            None if options.encryption.recipients.is_empty() => Cipher::Off,
+            None => Cipher::Wanted,
+        };
+        let objects = Objects::with_cipher(storage, cipher);
         let memory = ObjectMemory::new(options.memory);
-        Self { inner: Arc::new(RepositoryInner { objects, options, marker, memory }) }
+        Ok(Self { inner: Arc::new(RepositoryInner { objects, options, marker, memory }) })
     }
 
     fn memory(&self) -> &ObjectMemory {

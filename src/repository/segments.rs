@@ -123,15 +123,17 @@ impl LineageRepository {
             max_in_memory: options.max_in_memory,
         };
         let encoded = job.run().await?;
-        memory.shrink_to(if matches!(encoded.body, Body::Bytes(_)) { encoded.body.len() } else { 0 });
+        let forms = if self.objects().encrypts() { 2 } else { 1 };
+        memory.shrink_to(if matches!(encoded.body, Body::Bytes(_)) { forms * encoded.body.len() } else { 0 });
         if let Some(page) = &encoded.first_page {
             self.check_first_page(&place, page).await?;
         }
-        let stored = match self.objects().put_new(&place.key, encoded.body.clone(), encoded.sha256).await? {
+        let prepared = self.objects().prepare(&place.key, encoded.body.clone(), encoded.sha256).await?;
+        let stored = match self.objects().put_prepared(&place.key, &prepared).await? {
             PutNew::Created => Stored {
                 key: place.key.clone(),
-                size: encoded.body.len(),
-                sha256: encoded.sha256,
+                size: prepared.body().len(),
+                sha256: prepared.sha256(),
                 already_there: false,
             },
             PutNew::Taken => self.compare_with_stored(&place, &encoded).await?,

@@ -13,7 +13,6 @@ use wal::TimelineId;
 
 use crate::clock::Clock;
 use crate::codec::FrameReader;
-use crate::codec::digest::sha256;
 use crate::error::{Error, ErrorCode, Result};
 use crate::repository::LineageRepository;
 use crate::storage::ObjectKey;
@@ -153,10 +152,7 @@ async fn write_postgres_manifest(plan: &RestorePlan, lineage: &LineageRepository
     let text = format!("{}{}", lineage.keys().backup_prefix(&plan.manifest.id), stored.name);
     let damaged = |what: String| damaged_backup(format!("{text} is damaged: {what}"));
     let key = ObjectKey::new(text.clone()).map_err(|error| damaged(error.to_string()))?;
-    let bytes = lineage.objects().get(&key).await?;
-    if sha256(&bytes) != stored.sha256 {
-        return Err(damaged("its SHA-256 is not the one that the manifest says".to_owned()));
-    }
+    let bytes = lineage.objects().get_checked(&key, &stored.sha256).await?;
     let mut plain = FrameReader::new(bytes.reader()).map_err(|error| damaged(error.to_string()))?;
     roots.write("backup_manifest", &mut plain).map_err(|error| cannot(plan, "write backup_manifest", &error))
 }

@@ -87,10 +87,10 @@ pub(super) async fn read_part(
     let text = format!("{}{}", lineage.keys().backup_prefix(&manifest.id), part.name);
     let damaged = |what: String| damaged(format!("{text} is damaged: {what}"));
     let key = ObjectKey::new(text.clone()).map_err(|error| damaged(error.to_string()))?;
-    let bytes = lineage.objects().get(&key).await?;
-    let (sha256, entries, facts) = (part.sha256, part.entries, manifest.table_facts());
+    let bytes = lineage.objects().get_checked(&key, &part.sha256).await?;
+    let (entries, facts) = (part.entries, manifest.table_facts());
     let read = tokio::task::spawn_blocking(move || {
-        PartReader::new(bytes, sha256, entries, facts)?.collect::<std::result::Result<Vec<_>, _>>()
+        PartReader::of_checked(bytes, entries, facts)?.collect::<std::result::Result<Vec<_>, _>>()
     });
     read.await.map_err(stopped)?.map_err(|error| damaged(error.to_string()))
 }

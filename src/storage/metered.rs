@@ -35,6 +35,7 @@ impl RequestResult {
             Self::Failed(StorageErrorKind::Transient) => "transient",
             Self::Failed(StorageErrorKind::Full) => "full",
             Self::Failed(StorageErrorKind::Corrupt) => "corrupt",
+            Self::Failed(StorageErrorKind::NoKey) => "no_key",
             Self::Failed(StorageErrorKind::Other) => "other",
             Self::Cancelled => "cancelled",
         }

@@ -116,6 +116,8 @@ pub enum StorageErrorKind {
     Full,
     /// The store answered something that cannot be true: wrong length, wrong checksum.
     Corrupt,
+    /// It is encrypted, and the key that it needs is not known here. Repeating does not help.
+    NoKey,
     /// Anything else. Repeating does not help.
     Other,
 }

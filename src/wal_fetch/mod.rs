@@ -183,7 +183,7 @@ impl FetchRequest {
 }
 
 fn give_up(request: &FetchRequest, trouble: Trouble) -> FetchOutcome {
-    if request.may_end_in_absent() {
+    if request.may_end_in_absent() && !trouble.is_no_key() {
         tracing::warn!(file = %request.file, error = %trouble, "wal fetch gives up: the standby can stream instead");
         return FetchOutcome::Absent;
     }

@@ -33,24 +33,42 @@ impl Trouble {
         match self {
             // A repository that is not there can be one that is not mounted.
             Self::Opening(error) => {
-                !matches!(error.code(), ErrorCode::FormatTooNew | ErrorCode::InvalidConfig | ErrorCode::ForeignCluster)
+                let code = error.code();
+                let lasting =
+                    matches!(code, ErrorCode::FormatTooNew | ErrorCode::InvalidConfig | ErrorCode::ForeignCluster);
+                !lasting && !self.is_no_key()
             }
             Self::Repository(error) => {
-                !matches!(error, RepositoryError::TooNew { .. } | RepositoryError::Mismatch { .. })
+                let lasting = matches!(error, RepositoryError::TooNew { .. } | RepositoryError::Mismatch { .. });
+                !lasting && !self.is_no_key()
             }
             Self::Hole { .. } | Self::Local(_) => true,
             Self::Destination { .. } | Self::NobodyWaits | Self::ForeignName(..) => false,
         }
     }
 
+    /// Whether it is encrypted and cannot be read here. That is never "absent": it passes when somebody gives the key.
+    pub(super) fn is_no_key(&self) -> bool {
+        match self {
+            Self::Opening(error) => error.code() == ErrorCode::NoKey,
+            Self::Repository(error) => error.is_no_key(),
+            _ => false,
+        }
+    }
+
     pub(super) fn into_error(self, file: &FetchName) -> Error {
         let (code, help) = match &self {
-            Self::Opening(error) => (error.code(), None),
+            Self::Opening(error) if !self.is_no_key() => (error.code(), None),
             Self::Hole { .. } => (ErrorCode::TargetInGap, Some("see what can be recovered: pgvault window")),
             Self::Repository(RepositoryError::Damaged { .. }) => {
                 (ErrorCode::Damaged, Some("read everything that is stored: pgvault check --deep"))
             }
+            Self::Opening(_) | Self::Repository(_) if self.is_no_key() => (
+                ErrorCode::NoKey,
+                Some("name the file that holds the identity: [repository] identity_file, or PGVAULT_IDENTITY_FILE"),
+            ),
             Self::Repository(RepositoryError::TooNew { .. }) => (ErrorCode::FormatTooNew, None),
+            Self::Opening(error) => (error.code(), None),
             Self::Repository(_) => (ErrorCode::RepositoryDenied, Some("check the repository: pgvault repo check")),
             Self::Destination { .. } | Self::NobodyWaits | Self::Local(_) | Self::ForeignName(..) => {
                 (ErrorCode::Unclassified, None)

@@ -39,6 +39,11 @@ impl PartReader {
         Self::unchecked(part, entries, facts)
     }
 
+    /// The same for a part whose stored form was checked when it was read ([`crate::repository::Objects::get_checked`]).
+    pub fn of_checked(part: Bytes, entries: u64, facts: TableFacts) -> Result<Self, TableError> {
+        Self::unchecked(part, entries, facts)
+    }
+
     fn unchecked(part: Bytes, expected: u64, facts: TableFacts) -> Result<Self, TableError> {
         let frames = FrameReader::new(part.reader()).map_err(TableError::Compression)?;
         Ok(Self { lines: BufReader::new(frames), facts, line: Vec::new(), entries: 0, expected, ended: false })
