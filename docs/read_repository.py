@@ -3,7 +3,8 @@
 
 Written from docs/FORMAT.md alone, so that whoever has that page can restore even when nothing else is left. Needs Python
 3.11 and zstd: the module `compression.zstd` (Python 3.14), the module `zstandard`, or the command `zstd`. Reads a repository in a
-local directory; copy a bucket down first (`aws s3 sync s3://bucket/prefix DIR`).
+local directory; copy a bucket down first (`aws s3 sync s3://bucket/prefix DIR`). An encrypted one also needs the module
+`cryptography` and the identity: `--identity FILE` before the command, or PGVAULT_IDENTITY_FILE.
 
     read_repository.py DIR list                                  clusters, lineages, backups, WAL
     read_repository.py DIR wal CLUSTER SEGMENT OUT               one WAL segment, or 0000000N.history
@@ -17,8 +18,10 @@ directory that needs recovery: give it that restore_command and a recovery.signa
 """
 
 import argparse
+import base64
 import functools
 import hashlib
+import hmac
 import json
 import os
 import pathlib
@@ -30,7 +33,7 @@ import sys
 from array import array
 
 FORMAT = 1
-KNOWN_FEATURES = {"page-patch"}
+KNOWN_FEATURES = {"page-patch", "encryption"}
 SKIPPABLE = bytes.fromhex("502A4D18")
 LINEAGE = re.compile(r"[0-9]+-[1-9][0-9]*\Z")
 SEGMENT = re.compile(r"[0-9A-F]{24}\Z")
@@ -145,6 +148,159 @@ def choose_blake3():
 blake3_of = choose_blake3()
 
 
+# --- encryption (section 7) -----------------------------------------------------------------------------------------------
+
+MAGIC = b"PGVENC1\n"
+PLAIN_BLOCK, BLOCK_HEADER, TAG = 65536, 48, 16
+STORED_BLOCK = PLAIN_BLOCK + BLOCK_HEADER + TAG
+# The keys that are made of the stored bytes, and the part of them that is.
+NAMED_BY_CONTENT = [
+    re.compile(r"([^/]+/packs/)[0-9a-f]{64}()\Z"),
+    re.compile(r"([^/]+/[^/]+/backups/[^/]+/files/[0-9]{5}-)[0-9a-f]{16}(\.zst)\Z"),
+    re.compile(r"([^/]+/[^/]+/backups/[^/]+/backup_manifest-)[0-9a-f]{16}(\.zst)\Z"),
+    re.compile(r"([^/]+/[^/]+/conflict/)[0-9a-f]{64}(-.*)\Z"),
+]
+
+
+def hkdf(secret, salt, purpose):
+    """HKDF-SHA-256 to 32 bytes."""
+    extracted = hmac.digest(salt or bytes(32), secret, "sha256")
+    return hmac.digest(extracted, purpose + b"\x01", "sha256")
+
+
+def unpadded(text):
+    return base64.b64decode(text + "=" * (-len(text) % 4))
+
+
+def bech32(text):
+    """The bytes of an age key; its checksum is that of BIP 173."""
+    alphabet = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+    prefix, _, data = text.lower().rpartition("1")
+    if not prefix or any(letter not in alphabet for letter in data):
+        raise Refused("the identity file holds a line that is no age identity")
+    values, check = [alphabet.index(letter) for letter in data], 1
+    for value in [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix] + values:
+        top, check = check >> 25, (check & 0x1FFFFFF) << 5 ^ value
+        for bit, generator in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
+            check ^= generator if top >> bit & 1 else 0
+    if check != 1:
+        raise Refused("the identity file holds a line that is no age identity")
+    number = 0
+    for value in values[:-6]:
+        number = number << 5 | value
+    spare = len(values[:-6]) * 5 % 8
+    return (number >> spare).to_bytes(len(values[:-6]) * 5 // 8, "big")
+
+
+def unwrap(age, identities):
+    """What an age file holds (age-encryption.org/v1, X25519)."""
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    head, _, rest = age.partition(b"\n--- ")
+    mac, _, payload = rest.partition(b"\n")
+    lines = head.decode("ascii").split("\n")
+    need(lines[0] == "age-encryption.org/v1", "the key ring wraps something else than an age file")
+    stanzas = [(lines[at].split()[1:], lines[at + 1]) for at in range(1, len(lines) - 1) if lines[at].startswith("-> ")]
+    for identity in identities:
+        key = X25519PrivateKey.from_private_bytes(identity)
+        own = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        for words, body in stanzas:
+            if words[0] != "X25519":
+                continue
+            share = unpadded(words[1])
+            shared = key.exchange(X25519PublicKey.from_public_bytes(share))
+            wrapping = hkdf(shared, share + own, b"age-encryption.org/v1/X25519")
+            try:
+                file_key = ChaCha20Poly1305(wrapping).decrypt(bytes(12), unpadded(body), None)
+            except InvalidTag:
+                continue
+            expected = hmac.digest(hkdf(file_key, b"", b"header"), head + b"\n---", "sha256")
+            need(hmac.compare_digest(expected, unpadded(mac.decode("ascii"))), "the key ring's age file is damaged")
+            stream = ChaCha20Poly1305(hkdf(file_key, payload[:16], b"payload"))
+            chunks = [payload[at : at + 65552] for at in range(16, len(payload), 65552)]
+            plain = b""
+            try:
+                for number, chunk in enumerate(chunks):
+                    last = number == len(chunks) - 1
+                    plain += stream.decrypt(number.to_bytes(11, "big") + bytes([last]), chunk, None)
+            except InvalidTag as error:
+                raise Damaged("the key ring's age file is damaged") from error
+            return plain
+    raise Refused("the identity is none of those that the key ring is for")
+
+
+class KeyRing:
+    """The data keys of an encrypted repository."""
+
+    def __init__(self, root, identity_file):
+        self.root, self.keys, self.clear = root, {}, True
+        rings = sorted((root / "keys").glob("*.json"), key=lambda path: int(path.stem)) if (root / "keys").is_dir() else []
+        if not rings:
+            return
+        document = sealed(rings[-1], "key-ring")
+        if not identity_file:
+            raise Refused(f"the repository is encrypted for {', '.join(document['recipients'])}: give --identity FILE")
+        lines = [line.strip() for line in pathlib.Path(identity_file).read_text().splitlines()]
+        identities = [bech32(line) for line in lines if line.startswith("AGE-SECRET-KEY-1")]
+        content = json.loads(unwrap(base64.b64decode(document["wrapped"]), identities))
+        self.clear = content["began_unencrypted"]
+        self.keys = {key["generation"]: bytes.fromhex(key["key"]) for key in content["keys"]}
+
+    def bound(self, path):
+        """The name that the object's blocks are bound to."""
+        name = path.relative_to(self.root).as_posix()
+        for pattern in NAMED_BY_CONTENT:
+            name = pattern.sub(r"\1*\2", name)
+        return name
+
+    def is_clear(self, path, beginning):
+        """Whether the object is not encrypted; where everything is from the beginning, that is damage."""
+        if beginning[:8] == MAGIC:
+            return False
+        need(self.clear or not self.keys, f"{path}: it is not encrypted, and everything in this repository is")
+        return True
+
+    def open(self, path, blocks, first=0):
+        """The plaintext of blocks from number `first` on, and whether the object ends with them."""
+        from cryptography.exceptions import InvalidTag
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+        need(len(blocks) >= BLOCK_HEADER + TAG, f"{path}: it was cut short")
+        name, salt, plain, ended = self.bound(path).encode(), blocks[16:BLOCK_HEADER], bytearray(), False
+        generation = struct.unpack_from("<I", blocks, 8)[0]
+        if generation not in self.keys:
+            raise Refused(f"{path}: it is encrypted with the key of generation {generation}, which is not there")
+        cipher = AESGCM(hkdf(self.keys[generation], salt, b"pgvault object 1"))
+        for at in range(0, len(blocks), STORED_BLOCK):
+            block, number = blocks[at : at + STORED_BLOCK], first + at // STORED_BLOCK
+            header = block[:BLOCK_HEADER]
+            need(not ended, f"{path}: something follows its last block")
+            need(header[:12] == blocks[:12] and header[16:] == salt, f"{path}: block {number} is of another object")
+            ended = struct.unpack_from("<I", header, 12)[0] & 1 == 1
+            need(ended or len(block) == STORED_BLOCK, f"{path}: it was cut short")
+            try:
+                plain += cipher.decrypt(number.to_bytes(12, "big"), block[BLOCK_HEADER:], header + name)
+            except InvalidTag as error:
+                raise Damaged(f"{path}: block {number} cannot be opened") from error
+        return bytes(plain), ended
+
+
+RING = None
+
+
+def content(path, data=None):
+    """A whole object, decrypted where it is encrypted; `data` is its stored form, if that was read already."""
+    data = path.read_bytes() if data is None else data
+    if RING is None or RING.is_clear(path, data):
+        return data
+    plain, ended = RING.open(path, data)
+    need(ended, f"{path}: it was cut short")
+    return plain
+
+
 # --- documents and headers (sections 2 and 4) -----------------------------------------------------------------------------
 
 
@@ -163,7 +319,7 @@ def readable(document):
 
 def sealed(path, kind):
     """A sealed document: JSON, then a line with the SHA-256 of everything before that line."""
-    data = path.read_bytes()
+    data = path.read_bytes() if path.parent.name == "keys" or path.name == "pgvault-repository.json" else content(path)
     cut = max(len(data) - SEAL_LENGTH, 0)
     need(data[:cut].endswith(b"\n"), f"{path}: no checksum line")
     need(data[cut:] == f'{{"sha256":"{sha256(data[:cut])}"}}\n'.encode(), f"{path}: wrong checksum")
@@ -189,7 +345,7 @@ def lsn(text):
 
 def read_wal(path, kind, segment, start, length, lineage):
     """The plaintext of a stored segment or tail, once everything about it was found right."""
-    data = path.read_bytes()
+    data = content(path)
     header, frames = wal_header(path, data)
     expected = {
         "kind": kind,
@@ -212,12 +368,16 @@ def read_wal(path, kind, segment, start, length, lineage):
 
 
 class Repository:
-    def __init__(self, root):
+    def __init__(self, root, identity_file):
+        global RING
         self.root = pathlib.Path(root)
         marker = self.root / "pgvault-repository.json"
         if not marker.exists():
             raise Refused(f"{self.root} is no pgvault repository: it has no {marker.name}")
         self.marker = sealed(marker, "repository")
+        RING = KeyRing(self.root, identity_file)
+        if self.marker.get("encrypted") and not RING.keys:
+            raise Refused("the repository says that it is encrypted, and its key ring is gone")
 
     def clusters(self):
         for folder in sorted(self.root.iterdir()):
@@ -355,7 +515,7 @@ class Backup:
         data = path.read_bytes()
         need(len(data) == described["size"], f"{path}: {len(data)} bytes in place of {described['size']}")
         need(sha256(data) == described["sha256"], f"{path}: wrong checksum")
-        return data
+        return content(path, data)
 
     def entries(self):
         """The file table."""
@@ -445,8 +605,14 @@ class Check:
 
 def read_at(path, offset, length):
     with open(path, "rb") as file:
-        file.seek(offset)
-        data = file.read(length)
+        if RING.is_clear(path, file.read(len(MAGIC))):
+            file.seek(offset)
+            data = file.read(length)
+        else:
+            first, behind = offset // PLAIN_BLOCK, -(-(offset + length) // PLAIN_BLOCK)
+            file.seek(first * STORED_BLOCK)
+            plain, _ = RING.open(path, file.read((behind - first) * STORED_BLOCK), first)
+            data = plain[offset - first * PLAIN_BLOCK :][:length]
     need(len(data) == length, f"{path}: it ends before byte {offset + length}")
     return data
 
@@ -499,7 +665,7 @@ def command_wal(repository, arguments):
         if name.endswith(".history"):
             path = lineage.wal / name[:8] / name
             if path.exists():
-                write_out(arguments.out, path.read_bytes())
+                write_out(arguments.out, content(path))
                 return
             continue
         if not SEGMENT.match(name):
@@ -630,6 +796,7 @@ def verify_pack(path):
     """Its name, and the table of contents at its end (section 6)."""
     data = path.read_bytes()
     need(sha256(data) == path.name, "its bytes are not those that its name tells")
+    data = content(path, data)
     need(len(data) >= 28 and data[-4:] == b"PGVP", "it does not end as a pack")
     length = struct.unpack_from("<I", data, len(data) - 8)[0]
     toc = data[len(data) - length :]
@@ -667,6 +834,8 @@ def verify_backup(lineage, name):
 def main():
     parser = argparse.ArgumentParser(description="Reads a pgvault repository without pgvault.")
     parser.add_argument("repository", help="the directory with pgvault-repository.json")
+    identity = os.environ.get("PGVAULT_IDENTITY_FILE")
+    parser.add_argument("--identity", default=identity, metavar="FILE", help="opens an encrypted repository")
     commands = parser.add_subparsers(required=True)
     commands.add_parser("list").set_defaults(run=command_list)
     wal = commands.add_parser("wal")
@@ -685,7 +854,7 @@ def main():
     except SystemExit as error:
         sys.exit(255 if error.code else 0)
     try:
-        arguments.run(Repository(arguments.repository), arguments)
+        arguments.run(Repository(arguments.repository, arguments.identity), arguments)
     except Absent as error:
         print(error, file=sys.stderr)
         sys.exit(1)

@@ -13,6 +13,8 @@ need zstd zstd
 need openssl openssl
 need setpriv util-linux
 need strace strace
+# For docs/read_repository.py, where a repository is encrypted.
+python3 -c 'import cryptography' 2>/dev/null || missing+=(python3-cryptography)
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)
 if [ ${#missing[@]} -gt 0 ]; then
   if [ "$(id -u)" != 0 ]; then

@@ -18,6 +18,7 @@ mod daemon_serves;
 mod demo_recovers;
 mod disk_trouble;
 mod documents;
+mod encrypted_repository;
 mod failover;
 mod format_is_readable;
 mod fuzz_short;

@@ -64,6 +64,8 @@ async fn until_commit(
     let explain = |error: CopyError| error.explain(doing);
     check_label(request)?;
     progress.send_modify(|progress| progress.phase = BackupPhase::Check);
+    // The newest data key is used from here on.
+    deps.repository.objects().refresh_keys().await.map_err(|error| explain(error.into()))?;
     let index = known_chunks(deps).await?;
     let (mut connection, mut server, state) = connect(deps, doing).await?;
     let mut reading = choose(request.kind, deps, &index, &mut connection, &server, state).await;

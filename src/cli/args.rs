@@ -2,6 +2,7 @@
 //! file of its name one folder above.
 
 mod backup;
+mod key;
 mod recover;
 mod repo;
 mod standby;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub use backup::{Backup, BackupNow, Kind};
+pub use key::Key;
 pub use recover::{Action, Recover, Target};
 pub use repo::Repo;
 pub use standby::{Standby, StandbyArgs};
@@ -107,8 +109,9 @@ pub enum Command {
     /// What may be forgotten (not available in this version)
     #[command(visible_alias = "expire")]
     Retention(Rest),
-    /// Encryption keys (not available in this version)
-    Key(Rest),
+    /// Encryption keys
+    #[command(subcommand)]
+    Key(Key),
     /// Standbys from the repository: the primary is not read
     #[command(subcommand)]
     Standby(Standby),

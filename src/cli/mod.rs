@@ -8,6 +8,7 @@ mod completions;
 mod config;
 mod context;
 mod demo;
+mod key;
 mod logging;
 mod not_available;
 mod output;
@@ -37,7 +38,7 @@ use crate::error::{Error, ErrorCode};
 use tokio::runtime::Runtime;
 
 use crate::daemon::signals::{Signals, Stop};
-use args::{Backup, Cli, Command, Config, Repo, Slot, Standby, Wal};
+use args::{Backup, Cli, Command, Config, Key, Repo, Slot, Standby, Wal};
 use context::Context;
 use output::Output;
 
@@ -128,6 +129,11 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Slot(Slot::Drop(of)) => slot::drop(context, &of).await,
         Command::Repo(Repo::Init) => repo::init(context).await,
         Command::Repo(Repo::Check) => repo::check(context).await,
+        Command::Key(command) => match command {
+            Key::Init { file } => key::init(context, file),
+            Key::Rotate => key::rotate(context).await,
+            Key::List => key::list(context).await,
+        },
         Command::Config(command) => match command {
             Config::Check => config::check(context),
             Config::Show => config::show(context),
@@ -144,7 +150,6 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Repo(Repo::Stats(of)) => repo::stats(context, &of).await,
         Command::Repo(Repo::Copy(_)) => not_available::command("repo copy"),
         Command::Retention(_) => not_available::command("retention"),
-        Command::Key(_) => not_available::command("key"),
         Command::Standby(Standby::Create(args)) => standby::create(context, &args).await,
         Command::Standby(Standby::Refresh(_)) => not_available::command("standby refresh"),
         Command::Peek(_) => not_available::command("peek"),

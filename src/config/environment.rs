@@ -27,10 +27,11 @@ impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Variables {
 }
 
 /// Variables that mean something to pgvault and are not keys.
-const OTHERS: [&str; 7] = [
+const OTHERS: [&str; 8] = [
     "PGVAULT_CONFIG",
     "PGVAULT_CLUSTER_NAME",
     "PGVAULT_HTTP_TOKEN",
+    "PGVAULT_IDENTITY",
     "PGVAULT_DEMO_BIN",
     "PGVAULT_FAULT_POINT",
     "PGVAULT_REQUEST_ID",

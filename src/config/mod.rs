@@ -25,6 +25,7 @@ use secrecy::SecretString;
 use crate::codec::Compression;
 use crate::error::{Error, ErrorCode, Result};
 use crate::patroni::PatroniUrl;
+use crate::repository::keys::Recipient;
 use crate::storage::StorageOptions;
 
 pub use environment::Variables;
@@ -63,6 +64,19 @@ pub struct RepositoryConfig {
     pub storage: StorageOptions,
     /// How stored bytes are compressed.
     pub compression: Compression,
+    /// For whom new data keys are wrapped; empty: encryption is not asked for.
+    pub encryption: Vec<Recipient>,
+    /// What opens what is encrypted.
+    pub identity: IdentityConfig,
+}
+
+/// Where the identity is that opens an encrypted repository; at most one of the two.
+#[derive(Clone, Debug, Default)]
+pub struct IdentityConfig {
+    /// A file of age identities, read when the repository is opened.
+    pub file: Option<PathBuf>,
+    /// The identities themselves, from the environment.
+    pub text: Option<SecretString>,
 }
 
 /// `[cluster.NAME]`

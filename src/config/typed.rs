@@ -9,12 +9,14 @@ use secrecy::SecretString;
 use super::environment::{self, Variables};
 use super::settings::Settings;
 use super::{
-    ClusterConfig, Config, HttpConfig, LogConfig, LogFormat, RepositoryConfig, RetentionConfig, Schedule, SpoolConfig,
+    ClusterConfig, Config, HttpConfig, IdentityConfig, LogConfig, LogFormat, RepositoryConfig, RetentionConfig,
+    Schedule, SpoolConfig,
 };
 use super::{keys::Section, values};
 use crate::codec::Compression;
 use crate::error::{Error, ErrorCode, Result};
 use crate::patroni::PatroniUrl;
+use crate::repository::keys::Recipient;
 use crate::storage::StorageOptions;
 
 /// Parses and checks everything.
@@ -48,7 +50,6 @@ fn path(settings: &Settings, section: &Section, name: &str) -> Result<Option<Pat
 
 fn repository(settings: &Settings, variables: &Variables, state_dir: &Path) -> Result<RepositoryConfig> {
     let at = &Section::Repository;
-    refuse_encryption(settings)?;
     // X_FILE variables stand for the same as the keys; the chain of AWS reads X itself.
     let key_file = |name: &str, variable: &str| -> Result<Option<PathBuf>> {
         let from_variable = || variables.get(&format!("{variable}_FILE")).map(PathBuf::from);
@@ -86,19 +87,39 @@ fn repository(settings: &Settings, variables: &Variables, state_dir: &Path) -> R
         session_token_file,
     };
     let compression = settings.parsed(at, "compression", compression)?.unwrap_or(Compression::Zstd(1));
-    Ok(RepositoryConfig { storage, compression })
+    let (encryption, identity) = (recipients(settings)?, identity(settings, variables)?);
+    Ok(RepositoryConfig { storage, compression, encryption, identity })
 }
 
-/// Data that were meant to be encrypted must never be stored in the clear.
-fn refuse_encryption(settings: &Settings) -> Result<()> {
-    let recipients = settings.list(&Section::Repository, "encryption")?;
-    let off = recipients.iter().all(|recipient| matches!(recipient.as_str(), "" | "off" | "none"));
-    if off {
-        return Ok(());
+/// For whom the repository is encrypted. Data that were meant to be encrypted must never be stored in the clear: what is no
+/// recipient is an error.
+fn recipients(settings: &Settings) -> Result<Vec<Recipient>> {
+    let at = &Section::Repository;
+    let listed = settings.list(at, "encryption")?;
+    let recipients = listed.iter().filter(|text| !matches!(text.as_str(), "" | "off" | "none"));
+    recipients
+        .map(|text| {
+            text.parse().map_err(|what| {
+                settings
+                    .invalid(at, "encryption", &format!("names no recipient age1…: {what}"))
+                    .help("make an identity and its recipient: pgvault key init")
+            })
+        })
+        .collect()
+}
+
+/// What opens the key ring. The file is read when the repository is opened.
+fn identity(settings: &Settings, variables: &Variables) -> Result<IdentityConfig> {
+    let file = path(settings, &Section::Repository, "identity_file")?;
+    let text = variables.get("PGVAULT_IDENTITY").map(|text| SecretString::from(text.to_owned()));
+    if file.is_some() && text.is_some() {
+        return Err(Error::new(
+            ErrorCode::AmbiguousSecret,
+            "the identity is given twice: in PGVAULT_IDENTITY, and as a file",
+        )
+        .help("unset PGVAULT_IDENTITY"));
     }
-    Err(settings
-        .invalid(&Section::Repository, "encryption", "is not available in this version: nothing would be encrypted")
-        .help("remove `encryption`, and use the encryption of the bucket or the disk"))
+    Ok(IdentityConfig { file, text })
 }
 
 fn repository_url(settings: &Settings, state_dir: &Path) -> Result<String> {

@@ -17,7 +17,8 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::storage::{RequestResult, StorageMeter};
 
 /// Reasons that `pgvault_wal_archive_errors_total` counts.
-const ARCHIVE_ERRORS: [&str; 8] = ["denied", "transient", "full", "corrupt", "conflict", "damaged", "spool", "other"];
+const ARCHIVE_ERRORS: [&str; 9] =
+    ["denied", "transient", "full", "corrupt", "conflict", "damaged", "no_key", "spool", "other"];
 /// Reasons that `pgvault_wal_reconnects_total` counts.
 const RECONNECTS: [&str; 8] = ["network", "timeline", "elsewhere", "slot", "server_shutdown", "auth", "spool", "other"];
 /// Operations of a store.

@@ -8,10 +8,14 @@ use wal::PgTime;
 
 use super::state_dir;
 use crate::clock::Clock;
-use crate::config::{ClusterConfig, Config};
+use crate::config::environment::read_secret;
+use crate::config::{ClusterConfig, Config, IdentityConfig};
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::{ConnectOptions, Conninfo, Deadlines, Environment, SlotName};
-use crate::repository::{ClusterName, Repository, RepositoryError, RepositoryId, RepositoryOptions};
+use crate::repository::keys::IdentitySource;
+use crate::repository::{
+    ClusterName, EncryptionOptions, Objects, Repository, RepositoryError, RepositoryId, RepositoryOptions,
+};
 use crate::storage::{self, Probe, RetryPolicy, StorageContext, StorageMeter};
 use crate::wal_pipeline::WalSettings;
 
@@ -46,23 +50,11 @@ pub async fn repository_with(
     missing: Missing,
     retry: RetryPolicy,
 ) -> Result<Repository> {
-    let url = &config.repository.storage.url;
-    let explain = |error: RepositoryError| -> Error {
-        let not_found = error.is_not_found();
-        let inner = Error::from(error);
-        let outer = Error::new(
-            if not_found { ErrorCode::RepositoryDenied } else { inner.code() },
-            format!("cannot open the repository {url}"),
-        );
-        let outer = inner.causes().iter().fold(outer.because(inner.message()), |error, cause| error.because(cause));
-        if inner.help_lines().is_empty() {
-            return outer.help("see what the store answers: pgvault repo check");
-        }
-        inner.help_lines().iter().fold(outer, |error, help| error.help(help.clone()))
-    };
+    let explain = |error| cannot_open(config, error);
     // To read, the right to read is enough.
     let probe = if missing == Missing::Create { Probe::AtOpen } else { Probe::AtFirstPut };
     let context = StorageContext { clock: Arc::clone(clock), meter, probe, retry, ..StorageContext::default() };
+    let encryption = encryption(config)?;
     let storage = storage::open(&config.repository.storage, context)
         .await
         .map_err(|error| explain(RepositoryError::Storage(error)))?;
@@ -70,6 +62,7 @@ pub async fn repository_with(
         compression: config.repository.compression,
         scratch_dir: state_dir::scratch(&config.state_dir),
         header_cache_dir: writable(config).then(|| config.state_dir.join("headers")),
+        encryption,
         ..RepositoryOptions::default()
     };
     match missing {
@@ -80,6 +73,44 @@ pub async fn repository_with(
         }
     }
     .map_err(explain)
+}
+
+/// The key ring's place alone: readable without any key.
+pub async fn key_ring(config: &Config, clock: &Arc<dyn Clock>) -> Result<Objects> {
+    let context = StorageContext { clock: Arc::clone(clock), probe: Probe::AtFirstPut, ..StorageContext::default() };
+    let storage = storage::open(&config.repository.storage, context)
+        .await
+        .map_err(|error| cannot_open(config, RepositoryError::Storage(error)))?;
+    Ok(Objects::new(storage))
+}
+
+/// For whom the repository is encrypted, and what opens it.
+pub fn encryption(config: &Config) -> Result<EncryptionOptions> {
+    let identity = match &config.repository.identity {
+        IdentityConfig { file: Some(file), .. } => Some(IdentitySource {
+            named_by: file.display().to_string(),
+            text: read_secret("repository.identity_file", file)?.into(),
+        }),
+        IdentityConfig { text: Some(text), .. } => {
+            Some(IdentitySource { named_by: "PGVAULT_IDENTITY".to_owned(), text: text.clone() })
+        }
+        IdentityConfig { file: None, text: None } => None,
+    };
+    Ok(EncryptionOptions { recipients: config.repository.encryption.clone(), identity })
+}
+
+fn cannot_open(config: &Config, error: RepositoryError) -> Error {
+    let not_found = error.is_not_found();
+    let inner = Error::from(error);
+    let outer = Error::new(
+        if not_found { ErrorCode::RepositoryDenied } else { inner.code() },
+        format!("cannot open the repository {}", config.repository.storage.url),
+    );
+    let outer = inner.causes().iter().fold(outer.because(inner.message()), |error, cause| error.because(cause));
+    if inner.help_lines().is_empty() {
+        return outer.help("see what the store answers: pgvault repo check");
+    }
+    inner.help_lines().iter().fold(outer, |error, help| error.help(help.clone()))
 }
 
 /// Whether state can be kept: a restore_command may run as a user who cannot write there, and works without.

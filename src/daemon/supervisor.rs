@@ -261,6 +261,9 @@ impl Supervisor {
         }
         if everything {
             self.open_repository(&new);
+        } else if let Some(repository) = self.open_now() {
+            // Whoever has made a new key says so by a reload.
+            repository.objects().refresh_keys().await?;
         }
         self.metrics.config_loaded(true);
         Ok(())

@@ -263,11 +263,12 @@ impl Storage for EncryptedStorage {
     async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> StorageResult<Bytes> {
         if range.is_empty() || !matches!(*self.cipher, Cipher::On(_)) {
             let found = self.raw.get_range(key, range.clone()).await?;
-            return match claimed_generation(&found) {
-                // Chance does not make such a beginning; within an object it means nothing.
-                Some(generation) if range.start == 0 => self.key(key, generation).await.map(|_| found),
-                _ => Ok(found),
-            };
+            // Chance does not make such a beginning; within an object it means nothing.
+            if range.start == 0 && is_encrypted(&found) {
+                let generation = claimed_generation(&found).unwrap_or(Generation::FIRST);
+                return self.key(key, generation).await.map(|_| found);
+            }
+            return Ok(found);
         }
         let blocks = BlockRange::of(&range);
         let stored = self.raw.get_range(key, blocks.stored.clone()).await?;

@@ -30,12 +30,21 @@ pub struct Setting {
     pub segment_size: u64,
     pub s3: bool,
     pub tablespace: bool,
+    /// Whether the repository is encrypted, from its beginning.
+    pub encrypted: bool,
 }
 
 impl Setting {
     /// This major version, segments of 1 MB, a repository in a directory.
     pub fn of(major: u32) -> Self {
-        Self { major, initdb: &["--wal-segsize=1"], segment_size: 1 << 20, s3: false, tablespace: false }
+        Self {
+            major,
+            initdb: &["--wal-segsize=1"],
+            segment_size: 1 << 20,
+            s3: false,
+            tablespace: false,
+            encrypted: false,
+        }
     }
 
     /// The same with segments of so many megabytes.
@@ -78,6 +87,9 @@ impl Scene {
         installed.config_for(&node, "");
         if setting.s3 {
             store_in_s3(&installed);
+        }
+        if setting.encrypted {
+            encrypt(&installed);
         }
         let reference = ReceiveWal::start(&node, &dir.path().join("reference"));
         let space = setting.tablespace.then(|| dir.path().join("space"));
@@ -260,6 +272,16 @@ pub fn wait_stored(installed: &Pgvault, node: &PgNode) -> Lsn {
 pub fn configure(node: &PgNode) {
     node.configure(&[]);
     give_to_server_user(&node.data.join("postgresql.conf"));
+}
+
+/// Has the repository encrypted for a new identity, `identity.txt` in the state directory; its recipient.
+pub fn encrypt(installed: &Pgvault) -> String {
+    let file = installed.state.join("identity.txt");
+    let recipient = installed.ok(["key", "init", file.to_str().unwrap()]).trim().to_owned();
+    let text = fs::read_to_string(&installed.config).unwrap();
+    let keys = format!("[repository]\nencryption = [\"{recipient}\"]\nidentity_file = \"{}\"\n", file.display());
+    fs::write(&installed.config, text.replace("[repository]\n", &keys)).unwrap();
+    recipient
 }
 
 /// Puts the repository into a place of its own in the tests' S3 server.

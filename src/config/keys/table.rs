@@ -39,6 +39,8 @@ pub const KEYS: &[Key] = &[
     key(Repository, "secret_key_file", Text, "", "holds the secret key; else the usual AWS chain"),
     key(Repository, "compression", Text, "zstd:1", "zstd:1, zstd:3, … or none"),
     key(Repository, "encryption", List, "", "age recipients; absent = off"),
+    key(Repository, "identity_file", Text, "", "holds the age identity that opens an encrypted repository")
+        .var("IDENTITY_FILE"),
     key(Cluster, "conninfo", Text, "", "libpq words; several hosts are several members").var("CONNINFO"),
     key(Cluster, "slot", Text, "pgvault", "replication slot; \"\" = slotless").var("SLOT"),
     key(Cluster, "application_name", Text, "pgvault", "the name for synchronous_standby_names"),

@@ -101,7 +101,7 @@ fn every_wrong_value_says_where_it_stands_and_what_would_do() {
         ("[repository]\nurl = \"ftp://x\"\n", "is neither s3://bucket/prefix nor file:///path", "FILE:2:7"),
         ("[repository]\ncompression = \"gzip\"\n", "is neither \"none\" nor \"zstd:LEVEL\"", "FILE:2:15"),
         ("[repository]\nconnections = 0\n", "is not a number from 1 to 256", "FILE:2:15"),
-        ("[repository]\nencryption = [\"age1abc\"]\n", "is not available in this version", "FILE:2:14"),
+        ("[repository]\nencryption = [\"age1abc\"]\n", "names no recipient age1", "FILE:2:14"),
         ("[spool]\nmax_size = \"1MB\"\n", "is too small", "FILE:2:12"),
         ("[spool]\non_full = \"drop\"\n", "this version knows \"stall\"", "FILE:2:11"),
         ("[http]\nlisten = \"nowhere\"\n", "is not an address", "FILE:2:10"),
