@@ -4,6 +4,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Instant;
+
+use pgvault::codec::digest::sha256;
+use pgvault::codec::encryption::{DataKey, Generation, encrypt, open_blocks};
+use zeroize::Zeroizing;
 
 use crate::support::pg::{give_to_server_user, major};
 use crate::support::pgvault::Pgvault;
@@ -188,4 +193,22 @@ fn who_has_no_key_is_told_so(scene: &Scene, secret: &str) {
 fn segment(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?.strip_suffix(".zst")?;
     (name.len() == 24).then(|| name.to_owned())
+}
+
+#[test]
+#[ignore = "a measurement, by name: cargo test --test suite how_much_cpu_encryption_takes -- --ignored --nocapture"]
+fn how_much_cpu_encryption_takes() {
+    let plain: Vec<u8> = (0..64_u64 << 20).map(|at| at.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes()[0]).collect();
+    let (key, digest) = (DataKey::new(Zeroizing::new([1; 32])), sha256(&plain));
+    let per_gib = |work: &mut dyn FnMut()| {
+        let start = Instant::now();
+        (0..8).for_each(|_| work());
+        start.elapsed().as_secs_f64() * 2.0
+    };
+    let mut stored = Vec::new();
+    let encrypting =
+        per_gib(&mut || stored = encrypt(&key, Generation::FIRST, "main/packs/*", &plain, &digest).unwrap());
+    let opening = per_gib(&mut || assert!(open_blocks(&key, "main/packs/*", 0, &stored).unwrap().is_end));
+    let hashing = per_gib(&mut || assert_eq!(sha256(&plain), digest));
+    println!("seconds per GiB: encrypting {encrypting:.3}, opening {opening:.3}, SHA-256 {hashing:.3}");
 }

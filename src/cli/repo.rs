@@ -40,7 +40,7 @@ pub(super) async fn check(context: &Context) -> Ended {
         let clusters: Vec<String> = clusters.iter().map(ToString::to_string).collect();
         context.output.document(&json!({
             "repository": repository.location(), "ok": true, "put_if_absent": atomic, "may_delete": probe.may_delete,
-            "milliseconds": probe.took.as_millis(), "clusters": clusters,
+            "milliseconds": probe.took.as_millis(), "clusters": clusters, "key_generation": repository.objects().key_generation(),
         }));
         return Ok(0);
     }
@@ -52,6 +52,10 @@ pub(super) async fn check(context: &Context) -> Ended {
         "  put-if-absent is not dependable here: names that cannot collide and reading back are relied on"
     });
     output.text(if probe.may_delete { "  this writer may delete" } else { "  this writer may not delete" });
+    output.text(&match repository.objects().key_generation() {
+        Some(generation) => format!("  encrypted, with the key of generation {generation}"),
+        None => "  not encrypted".to_owned(),
+    });
     let names: Vec<String> = clusters.iter().map(ToString::to_string).collect();
     output.text(&format!("  clusters: {}", if names.is_empty() { "none yet".to_owned() } else { names.join(", ") }));
     Ok(0)

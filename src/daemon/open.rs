@@ -89,7 +89,14 @@ pub fn encryption(config: &Config) -> Result<EncryptionOptions> {
     let identity = match &config.repository.identity {
         IdentityConfig { file: Some(file), .. } => Some(IdentitySource {
             named_by: file.display().to_string(),
-            text: read_secret("repository.identity_file", file)?.into(),
+            // To a restore_command a file that it may not read is as good as none: never a reason to say "absent".
+            text: read_secret("repository.identity_file", file)
+                .map_err(|error| {
+                    let said = Error::new(ErrorCode::NoKey, error.message());
+                    let said = error.causes().iter().fold(said, |said, cause| said.because(cause));
+                    error.help_lines().iter().fold(said, |said, help| said.help(help.clone()))
+                })?
+                .into(),
         }),
         IdentityConfig { text: Some(text), .. } => {
             Some(IdentitySource { named_by: "PGVAULT_IDENTITY".to_owned(), text: text.clone() })

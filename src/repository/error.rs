@@ -239,7 +239,7 @@ fn code_of(error: &RepositoryError) -> ErrorCode {
         RepositoryError::Damaged { .. } => ErrorCode::Damaged,
         RepositoryError::TooNew { .. } => ErrorCode::FormatTooNew,
         RepositoryError::Mismatch { .. } => ErrorCode::Damaged,
-        RepositoryError::Key(KeyError::NotAnIdentity { .. } | KeyError::NoRecipients) => ErrorCode::InvalidConfig,
+        RepositoryError::Key(KeyError::NoRecipients) => ErrorCode::InvalidConfig,
         RepositoryError::Key(_) => ErrorCode::NoKey,
         RepositoryError::Lineage(mismatch) => match mismatch.fact {
             MismatchFact::OtherHistory { .. } | MismatchFact::NoCommonTimeline { .. } => ErrorCode::TimelineConflict,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::codec::digest::{Hasher, sha256, to_hex};
-use crate::codec::encryption::{is_encrypted, plain_len};
+use crate::codec::encryption::{Generation, is_encrypted, plain_len};
 use crate::repository::encrypted::{Cipher, EncryptedStorage, Prepared};
 use crate::repository::keys;
 use crate::repository::layout::LineageKeys;
@@ -54,6 +54,14 @@ impl Objects {
     /// Whether new objects are encrypted.
     pub fn encrypts(&self) -> bool {
         matches!(*self.cipher, Cipher::On(_))
+    }
+
+    /// The generation of the key for new objects; none where nothing is encrypted.
+    pub fn key_generation(&self) -> Option<Generation> {
+        match &*self.cipher {
+            Cipher::On(ring) => ring.newest().map(|(generation, _)| generation),
+            Cipher::Off | Cipher::Wanted => None,
+        }
     }
 
     /// Looks for keys that another writer has made since.

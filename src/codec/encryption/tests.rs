@@ -153,29 +153,3 @@ proptest! {
         }
     }
 }
-
-/// `cargo test --lib how_much_cpu -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement"]
-fn how_much_cpu_encryption_takes() {
-    let content = plain(64 << 20);
-    let digest = sha256(&content);
-    let per_gib = |start: std::time::Instant, rounds: u32| start.elapsed().as_secs_f64() / f64::from(rounds) * 16.0;
-    let start = std::time::Instant::now();
-    let mut bytes = Vec::new();
-    for _ in 0..4 {
-        bytes = encrypt(&key(1), Generation::FIRST, NAME, &content, &digest).unwrap();
-    }
-    let encrypting = per_gib(start, 4);
-    let start = std::time::Instant::now();
-    for _ in 0..4 {
-        assert!(open_blocks(&key(1), NAME, 0, &bytes).unwrap().is_end);
-    }
-    let opening = per_gib(start, 4);
-    let start = std::time::Instant::now();
-    for _ in 0..4 {
-        assert_eq!(sha256(&content), digest);
-    }
-    let hashing = per_gib(start, 4);
-    eprintln!("seconds per GiB: encrypting {encrypting:.3}, opening {opening:.3}, SHA-256 {hashing:.3}");
-}

@@ -1,6 +1,7 @@
 //! `keys/<generation>.json`: reading the ring, beginning it, adding to it. FORMAT.md 7.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,9 +15,12 @@ use crate::codec::encryption::{DataKey, Generation};
 use crate::codec::sealed::{ENCRYPTION, seal_with_features};
 use crate::repository::layout::{KEYS_PREFIX, ObjectName, Parsed};
 use crate::repository::{Objects, PutNew, RepositoryError, RepositoryResult, unseal_document};
-use crate::storage::{Body, ObjectKey};
+use crate::storage::{Body, ObjectKey, PutIfAbsent};
 
 const KIND: &str = "key-ring";
+
+/// How long two writers may be apart that make the same generation, on a store that ignores conditions.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// A generation as it is stored.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
@@ -168,7 +172,14 @@ async fn put(objects: &Objects, options: &EncryptionOptions, known: Known, now: 
     }
     let sealed = seal_with_features(KIND, &[ENCRYPTION], &document).map_err(|error| failed(error.to_string()))?;
     let digest = crate::codec::digest::sha256(&sealed);
-    objects.put_in_the_clear(&key, Body::Bytes(sealed.into()), digest).await
+    let put = objects.put_in_the_clear(&key, Body::Bytes(sealed.into()), digest).await?;
+    if put == PutNew::Taken || objects.storage().capabilities().put_if_absent == PutIfAbsent::Atomic {
+        return Ok(put);
+    }
+    // Where the store keeps nobody apart, another writer may have looked before ours was there and put its own after we read
+    // ours back. A key that was overwritten is lost with all that it encrypted: so nothing is, until that is over.
+    tokio::time::sleep(SETTLE).await;
+    Ok(if objects.stored_sha256(&key).await?.0 == digest { PutNew::Created } else { PutNew::Taken })
 }
 
 /// What a document holds; none when it is for others.
