@@ -10,7 +10,7 @@ from tools import Pgvault, folder
 
 def standby(bench, tools, found):
     """Every tool in turn; the clock stops when the standby streams and has replayed what the primary had when it began."""
-    ways = [("pg_basebackup from the primary", None)] + [(f"pgvault recover --standby, {tool.place.name}", tool) for tool in tools if isinstance(tool, Pgvault)]
+    ways = [("pg_basebackup from the primary", None)] + [(f"pgvault standby create, {tool.place.name}", tool) for tool in tools if isinstance(tool, Pgvault)]
     for _ in range(bench.args.runs):
         for words, tool in ways:
             found.setdefault(words, []).append(one(bench, words, tool))
@@ -24,7 +24,7 @@ def one(bench, words, tool):
     try:
         with Measured(bench.tool_group, bench.server_group) as cost:
             if tool:
-                tool.do("recover", "main", "--latest", "--standby", "--primary-conninfo", conninfo, "--to", target, "--yes")
+                tool.do("standby", "create", "main", "--primary-conninfo", conninfo, "--slot", "", "--to", target, "--yes")
             else:
                 target.rmdir()
                 bench.tool_group.run([bench.server.bin / "pg_basebackup", "-d", conninfo, "-X", "stream", "-c", "fast", "-R", "-D", target])

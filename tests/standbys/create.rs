@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::stage::{Stage, rows, slots, wait_follows, wait_replayed, wait_streams};
 use crate::support::members::flushed;
-use crate::support::pg::give_to_server_user;
+use crate::support::pg::{give_to_server_user, major};
 use crate::support::restored::wait_promoted;
 use crate::support::scene::{Scene, Setting, configure};
 
@@ -74,7 +74,7 @@ fn a_standby_of_18_streams_and_is_exact_and_its_primary_was_not_read() {
 
 #[test]
 fn a_standby_made_while_its_primary_is_down_is_readable_and_joins_it_later() {
-    let mut scene = Scene::new(Setting::of(17));
+    let mut scene = Scene::new(Setting::of(major(17)));
     scene.backup();
     scene.more(20);
     let oracle = scene.settle();

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::stage::{Stage, slots, wait_follows};
 use crate::support::members::wait;
-use crate::support::pg::PgNode;
+use crate::support::pg::{PgNode, major};
 
 /// Refused with this code and exit code, and neither a directory nor a slot was made.
 #[track_caller]
@@ -44,7 +44,7 @@ fn a_slot_of_somebody_else_is_never_taken_and_an_idle_one_is_used() {
 #[test]
 fn a_server_that_is_not_the_primary_of_the_stored_history_is_refused() {
     let mut stage = Stage::backed_up(16, &[]);
-    let mut foreign = PgNode::start_new(stage.dir.path(), "foreign", 16);
+    let mut foreign = PgNode::start_new(stage.dir.path(), "foreign", major(16));
     refused(&stage, &["--primary-conninfo", &foreign.conninfo()], 7, "E0205");
     assert!(foreign.stop("immediate", Duration::from_secs(60)));
 

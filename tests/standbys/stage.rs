@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use wal::Lsn;
 
 use crate::support::members::{flushed, wait};
-use crate::support::pg::{PgNode, test_dir};
+use crate::support::pg::{PgNode, major, test_dir};
 use crate::support::pgvault::{Daemon, Pgvault};
 use crate::support::scene::{configure, wait_stored};
 
@@ -18,10 +18,10 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// A server with segments of 1 MB, a table with a row, and a daemon that streams.
-    pub(super) fn start(major: u32, settings: &[(&str, &str)]) -> Self {
+    /// A server of this major, unless `make matrix` asks for another, with segments of 1 MB, a table with a row, and a daemon that streams.
+    pub(super) fn start(usual: u32, settings: &[(&str, &str)]) -> Self {
         let dir = test_dir();
-        let mut primary = PgNode::init(dir.path(), "primary", major, &["--wal-segsize=1"], settings);
+        let mut primary = PgNode::init(dir.path(), "primary", major(usual), &["--wal-segsize=1"], settings);
         primary.start();
         primary.sql("CREATE TABLE t (n int); INSERT INTO t VALUES (1)");
         let installed = Pgvault::new(dir.path());
@@ -32,8 +32,8 @@ impl Stage {
     }
 
     /// The same, with a backup.
-    pub(super) fn backed_up(major: u32, settings: &[(&str, &str)]) -> Self {
-        let stage = Self::start(major, settings);
+    pub(super) fn backed_up(usual: u32, settings: &[(&str, &str)]) -> Self {
+        let stage = Self::start(usual, settings);
         stage.backup();
         stage
     }
