@@ -60,7 +60,7 @@ pub use keys::{EncryptionOptions, KeyError};
 pub use lineage::{ClusterIdentity, LineageDocument};
 pub use marker::{Marker, RepositoryId};
 pub use marks::{Mark, MarkDocument};
-pub use objects::{Objects, PutNew};
+pub use objects::{Objects, PutNew, WholeObject};
 pub use segments::{Fetched, PlainSource, SegmentMeta, Stored};
 pub use tails::{TailChain, TailSink};
 pub use usage::{BackupUsage, ClusterUsage};

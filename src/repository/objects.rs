@@ -34,6 +34,17 @@ pub enum PutNew {
     Taken,
 }
 
+/// An object that was read whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WholeObject {
+    /// Its content.
+    pub content: Bytes,
+    /// SHA-256 of its stored form.
+    pub sha256_of_stored: Sha256,
+    /// Length of its stored form.
+    pub stored_len: u64,
+}
+
 impl Objects {
     /// The rule over this store, nothing encrypted.
     pub fn new(storage: Arc<dyn Storage>) -> Self {
@@ -165,6 +176,18 @@ impl Objects {
             let (expected, found) = (to_hex(sha256_of_stored), to_hex(&found));
             return Err(RepositoryError::damaged(key, format!("its SHA-256 is {found}, not {expected}")));
         }
+        self.open_whole(key, stored).await
+    }
+
+    /// The first `limit` bytes of an object's stored form: their SHA-256 and number, and the content. For who wants to say
+    /// more than that the checksum is wrong.
+    pub async fn get_whole(&self, key: &ObjectKey, limit: u64) -> RepositoryResult<WholeObject> {
+        let stored = self.raw.get_range(key, 0..limit).await.map_err(|error| RepositoryError::from_get(key, error))?;
+        let (sha256_of_stored, stored_len) = (sha256(&stored), stored.len() as u64);
+        Ok(WholeObject { content: self.open_whole(key, stored).await?, sha256_of_stored, stored_len })
+    }
+
+    async fn open_whole(&self, key: &ObjectKey, stored: Bytes) -> RepositoryResult<Bytes> {
         let reader = EncryptedStorage::new(Arc::clone(&self.raw), Arc::clone(&self.cipher));
         reader.open_whole(key, stored).await.map_err(|error| RepositoryError::from_get(key, error))
     }
