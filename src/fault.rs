@@ -32,6 +32,22 @@ pub const FETCH_FAULT_POINTS: &[&str] = &[
     "prefetch.released",
 ];
 
+/// The same for restores, in the order in which they are passed.
+pub const RESTORE_FAULT_POINTS: &[&str] = &[
+    "restore.mark",
+    "restore.marked",
+    "restore.unpublished",
+    "restore.removed",
+    "restore.prepared",
+    "restore.written",
+    "restore.copied",
+    "restore.settings",
+    "restore.synced",
+    "restore.published",
+    "restore.unmark",
+    "restore.done",
+];
+
 /// Marks a step after which a crash must be survivable. Compiled in only with debug assertions or the feature
 /// `fault-points`; the process aborts when `PGVAULT_FAULT_POINT` is `<name>` or `<name>:<n>` for the n-th passage.
 #[macro_export]
@@ -60,7 +76,7 @@ pub fn pass(name: &str) {
         Some((name, count))
     });
     debug_assert!(
-        FAULT_POINTS.contains(&name) || FETCH_FAULT_POINTS.contains(&name),
+        [FAULT_POINTS, FETCH_FAULT_POINTS, RESTORE_FAULT_POINTS].iter().any(|points| points.contains(&name)),
         "fault point {name} is not listed"
     );
     if let Some((armed, count)) = armed

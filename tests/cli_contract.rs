@@ -34,7 +34,6 @@ fn what_this_version_lacks_is_refused_with_exit_code_2() {
         &["jobs"],
         &["repo", "copy", "s3://x"],
         &["config", "schema"],
-        &["recover", "main", "--to", "/nowhere", "--delta"],
     ];
     for args in lacking {
         let (code, document) = pgvault.json(args);

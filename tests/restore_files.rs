@@ -253,7 +253,10 @@ fn what_is_refused_leaves_everything_as_it_was() {
         r.wal_dir = Some(dir.path().join("empty/wal"));
     });
     refuse("an unknown tablespace", ErrorCode::Usage, &|r| r.tablespaces = vec![("/no".into(), target.clone())]);
-    refuse("a delta", ErrorCode::NotAvailable, &|r| r.delta = true);
+    refuse("a delta over something else", ErrorCode::TargetDirectory, &|r| {
+        r.directory = full.clone();
+        r.delta = true;
+    });
     refuse("an unknown transaction", ErrorCode::TargetUnknown, &|r| r.recovery.target = RecoveryTarget::Xid(4_000_000));
     refuse("an unknown backup", ErrorCode::NotFound, &|r| {
         r.recovery.backup = Some("20200101T000000-0000".parse().unwrap());

@@ -37,6 +37,7 @@ mod recover_branches;
 mod recovery_point;
 mod refusals;
 mod repmgr;
+mod restore_delta;
 mod restore_files;
 mod s3_misbehaves;
 mod server_trouble;

@@ -10,7 +10,6 @@ use wal::{Lsn, PgTime, TimelineId};
 use super::Ended;
 use super::args::{Action, Recover};
 use super::context::Context;
-use super::not_available;
 use super::output::bytes;
 use super::progress::Progress;
 use super::source;
@@ -22,12 +21,11 @@ use crate::daemon::status::counted;
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::{Conninfo, Environment};
 use crate::repository::LineageRepository;
-use crate::restore::{self, ConfigRequest, RestorePlan, RestoreProgress, RestoreProgressSender, RestoreRequest};
+use crate::restore::{
+    self, ConfigRequest, Effort, RestorePlan, RestoreProgress, RestoreProgressSender, RestoreRequest, Tally,
+};
 
 pub(super) async fn run(context: &Context, args: &Recover) -> Ended {
-    if args.delta {
-        return Err(not_available::error("recover --delta"));
-    }
     // What was asked for is understood before anything is opened.
     let now = PgTime::from(context.clock.now());
     let target = target(args, now)?;
@@ -54,26 +52,20 @@ pub(super) async fn run(context: &Context, args: &Recover) -> Ended {
         wal_dir: args.wal_dir.clone(),
         owner: args.owner.clone(),
         config: if args.no_config { None } else { Some(settings(context, &config, &cluster, args)?) },
-        delta: false,
+        delta: args.delta,
     };
     let plan = restore::plan(&lineage, &request).await?;
     show_plan(context, &plan, args.dry_run)?;
     if args.dry_run {
         return Ok(0);
     }
-    apply(context, &config, &lineage, &plan, args).await
+    apply(context, &lineage, &plan, args).await
 }
 
-async fn apply(
-    context: &Context,
-    config: &Config,
-    lineage: &LineageRepository,
-    plan: &RestorePlan,
-    args: &Recover,
-) -> Ended {
-    let jobs = jobs(config, args.jobs);
+async fn apply(context: &Context, lineage: &LineageRepository, plan: &RestorePlan, args: &Recover) -> Ended {
+    let effort = effort(args.jobs, args.max_rate);
     let outcome = showing_progress(context, &plan.cluster, async |progress| {
-        restore::apply(plan, lineage, jobs, progress, context.clock.as_ref()).await
+        restore::apply(plan, lineage, effort, progress, context.clock.as_ref()).await
     })
     .await?;
     let output = &context.output;
@@ -82,7 +74,9 @@ async fn apply(
         output.document(&json!({
             "type": "result", "directory": outcome.directory, "backup": outcome.backup, "target": planned["target"],
             "timeline": outcome.timeline, "wal_from": planned["wal_from"], "wal_to": planned["wal_to"], "tail": planned["tail"],
-            "restored_bytes": outcome.restored_bytes, "seconds": outcome.seconds, "warnings": outcome.warnings,
+            "restored_bytes": outcome.restored_bytes, "kept_bytes": outcome.kept_bytes,
+            "removed_files": outcome.removed.files, "removed_bytes": outcome.removed.bytes,
+            "seconds": outcome.seconds, "warnings": outcome.warnings,
         }));
         return Ok(0);
     }
@@ -96,6 +90,14 @@ async fn apply(
         outcome.backup,
         outcome.seconds
     ));
+    if plan.existing.is_some() {
+        output.text(&format!(
+            "of it {} were there already; removed {}, {}",
+            bytes(outcome.kept_bytes),
+            counted(outcome.removed.files, "file"),
+            bytes(outcome.removed.bytes)
+        ));
+    }
     if args.no_config {
         output.text("no settings were written: the HA manager starts it");
     } else {
@@ -104,9 +106,9 @@ async fn apply(
     Ok(0)
 }
 
-/// How many requests and writers work at a time.
-pub(super) fn jobs(config: &Config, given: Option<u16>) -> usize {
-    given.map_or(config.repository.storage.connections.unwrap_or(4), usize::from)
+/// How much is done at a time.
+pub(super) fn effort(jobs: Option<u16>, max_rate: Option<u64>) -> Effort {
+    Effort { jobs: jobs.map_or(Effort::default().jobs, usize::from), max_rate }
 }
 
 /// Runs a restore and shows how far it is.
@@ -347,6 +349,19 @@ pub(super) fn lines(plan: &RestorePlan, document: &Value, verbose: bool) -> Vec<
             bytes(place.needs_bytes),
             bytes(place.free_bytes)
         ));
+    }
+    if let Some(existing) = &plan.existing {
+        let shown = |tally: &Tally| format!("{}, {}", counted(tally.files, "file"), bytes(tally.bytes));
+        lines.push(format!(
+            "Compares    {}: what is right is kept, what is not is overwritten",
+            shown(&existing.compared)
+        ));
+        lines.push(format!("Adds        {}", shown(&existing.missing)));
+        lines.push(format!("Removes     {}, which the backup does not have", shown(&existing.removed)));
+        lines.extend(existing.left.iter().map(|path| format!("Leaves      {} alone", path.display())));
+    }
+    if let Some(wal) = &plan.wal_dir {
+        lines.push(format!("pg_wal      {}", wal.display()));
     }
     for tablespace in &plan.tablespaces {
         lines.push(format!("Tablespace  {} -> {}", tablespace.old.display(), tablespace.new.display()));

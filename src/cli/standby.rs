@@ -9,7 +9,7 @@ use super::Ended;
 use super::args::StandbyArgs;
 use super::context::Context;
 use super::output::bytes;
-use super::recover::{self, jobs, restore_command, showing_progress};
+use super::recover::{self, effort, restore_command, showing_progress};
 use super::source;
 use crate::config::{ClusterConfig, Config};
 use crate::daemon::open;
@@ -31,9 +31,9 @@ pub(super) async fn create(context: &Context, args: &StandbyArgs) -> Ended {
     if args.dry_run {
         return Ok(0);
     }
-    let jobs = jobs(&config, args.jobs);
+    let effort = effort(args.jobs, args.max_rate);
     let outcome = showing_progress(context, &plan.restore.cluster, async |progress| {
-        standby::apply(&plan, &lineage, jobs, progress, context.clock.as_ref()).await
+        standby::apply(&plan, &lineage, effort, progress, context.clock.as_ref()).await
     })
     .await?;
     show_outcome(context, &plan, &outcome, args)

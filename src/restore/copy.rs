@@ -8,7 +8,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crc32c::{crc32c, crc32c_combine};
@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::codec::digest::crc32c_of_zeros;
 use crate::error::{Error, ErrorCode, Result};
+use crate::fault_point;
 use crate::repository::chunk_reader::{ChunkError, ChunkReader, Fetched, PackRead, Unpacker, plan, wanted_chunks};
 use crate::repository::file_table::{ChunkRef, EntryKind, FileContent, PartReader, TableEntry};
 use crate::repository::layout::ObjectName;
@@ -25,39 +26,57 @@ use crate::repository::manifest::{Manifest, PartRef};
 use crate::repository::{LineageRepository, RepositoryError};
 use crate::storage::{ObjectKey, StorageErrorKind};
 
+use super::keep::{Checksums, right_chunks};
+use super::parallel;
 use super::progress::RestoreProgressSender;
-use super::roots::{PG_CONTROL, Roots};
+use super::roots::{Keep, PG_CONTROL, Roots};
+use super::throttle::Throttle;
 
 /// One part of the file table on its way to the disk.
 #[derive(Debug)]
 struct Part {
     entries: Vec<TableEntry>,
-    /// CRC-32C of every stored chunk, by entry and chunk.
-    checksums: Mutex<Vec<Vec<u32>>>,
+    /// CRC-32C of every chunk that is stored and lies at its place.
+    checksums: Mutex<Checksums>,
     /// Reads that have not ended.
     open_reads: AtomicUsize,
 }
 
-/// Writes every directory and file of the backup; returns the bytes of all files.
+/// What became of the files of a backup.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Copied {
+    /// Bytes of all files.
+    pub(super) bytes: u64,
+    /// Those of them that were there and right, zeros left aside.
+    pub(super) kept_bytes: u64,
+}
+
+/// Writes every directory and file of the backup, `jobs` reads at a time.
 pub(super) async fn copy_files(
     lineage: &LineageRepository,
     manifest: &Manifest,
     roots: Arc<Roots>,
     jobs: usize,
+    mut throttle: Throttle<'_>,
     progress: &RestoreProgressSender,
-) -> Result<u64> {
+) -> Result<Copied> {
     let reader = chunk_reader(lineage, manifest);
     let limit = Arc::new(Semaphore::new(jobs.max(1)));
     let mut running: JoinSet<Result<()>> = JoinSet::new();
-    let mut bytes = 0;
+    let mut copied = Copied::default();
     let mut has_control = false;
     for part in &manifest.parts {
+        throttle.take(part.size).await;
         let entries = read_part(lineage, manifest, part).await?;
         has_control |= entries.iter().any(|entry| entry.path.as_bytes() == PG_CONTROL);
-        let (part, reads, size) = prepare(entries, &roots).await?;
-        bytes += size;
+        let (part, reads, of_part) = prepare(entries, &roots, manifest.chunk_size).await?;
+        fault_point!("restore.prepared");
+        progress.send_modify(|progress| progress.done_bytes += of_part.kept_bytes);
+        copied.bytes += of_part.bytes;
+        copied.kept_bytes += of_part.kept_bytes;
         for read in reads {
             let permit = limit.clone().acquire_owned().await.map_err(stopped)?;
+            throttle.take(read.stored_bytes()).await;
             // One failure ends the restore: what runs is ended with the set.
             while let Some(ended) = running.try_join_next() {
                 ended.map_err(stopped)??;
@@ -75,7 +94,7 @@ pub(super) async fn copy_files(
     if !has_control {
         return Err(damaged(format!("backup {} has no global/pg_control", manifest.id)));
     }
-    Ok(bytes)
+    Ok(copied)
 }
 
 /// The entries of one part, checked against the manifest.
@@ -103,31 +122,54 @@ pub(super) fn chunk_reader(lineage: &LineageRepository, manifest: &Manifest) -> 
     ChunkReader::new(lineage.objects().storage().clone(), packs, manifest.chunk_size)
 }
 
-/// Makes the directories and files of a part, all zeros still, and plans what to read for them.
-async fn prepare(entries: Vec<TableEntry>, roots: &Arc<Roots>) -> Result<(Arc<Part>, Vec<PackRead>, u64)> {
+/// Makes the directories and files of a part, zeros where nothing is kept, and plans what to read for them.
+async fn prepare(
+    entries: Vec<TableEntry>,
+    roots: &Arc<Roots>,
+    chunk_size: u32,
+) -> Result<(Arc<Part>, Vec<PackRead>, Copied)> {
     let roots = roots.clone();
     let prepared = tokio::task::spawn_blocking(move || {
-        let mut size = 0;
-        for entry in &entries {
-            match &entry.kind {
-                EntryKind::Directory => roots.make_directory(&entry.path, entry.mode),
-                EntryKind::File(file) => {
-                    size += file.size;
-                    roots.create(&entry.path, file.size, entry.mode)
-                }
-            }
-            .map_err(|error| cannot_write(&entry.path, &error))?;
-        }
-        let reads = plan(wanted_chunks(&entries));
-        let slots = entries.iter().map(|entry| vec![0; content(entry).map_or(0, |file| file.chunks.len())]).collect();
+        let mut checksums: Checksums =
+            entries.iter().map(|entry| vec![None; content(entry).map_or(0, |file| file.chunks.len())]).collect();
+        let there = make_entries(&entries, &roots)?;
+        let kept_bytes = match roots.keep() {
+            Keep::Right => right_chunks(&entries, &there, &roots, chunk_size, &mut checksums)?,
+            Keep::New | Keep::Nothing => 0,
+        };
+        let mut wanted = wanted_chunks(&entries);
+        wanted.retain(|chunk| checksums[chunk.entry][chunk.index as usize].is_none());
+        let reads = plan(wanted);
+        let bytes = entries.iter().filter_map(content).map(|file| file.size).sum();
         let open_reads = AtomicUsize::new(reads.len());
-        let part = Part { entries, checksums: Mutex::new(slots), open_reads };
+        let part = Part { entries, checksums: Mutex::new(checksums), open_reads };
         if reads.is_empty() {
             finish(&part, &roots)?;
         }
-        Ok((Arc::new(part), reads, size))
+        Ok((Arc::new(part), reads, Copied { bytes, kept_bytes }))
     });
     prepared.await.map_err(stopped)?
+}
+
+/// Makes directories, then files; returns how many bytes of each entry were there before.
+fn make_entries(entries: &[TableEntry], roots: &Roots) -> Result<Vec<u64>> {
+    for entry in entries.iter().filter(|entry| entry.kind == EntryKind::Directory) {
+        roots.make_directory(&entry.path, entry.mode).map_err(|error| cannot_write(&entry.path, &error))?;
+    }
+    let there: Vec<AtomicU64> = entries.iter().map(|_| AtomicU64::new(0)).collect();
+    let numbered: Vec<(usize, &TableEntry)> = entries.iter().enumerate().collect();
+    parallel::for_each(
+        parallel::processors(),
+        &numbered,
+        || (),
+        |(), (at, entry)| {
+            let Some(file) = content(entry) else { return Ok(()) };
+            let found = roots.create(&entry.path, file.size, entry.mode);
+            there[*at].store(found.map_err(|error| cannot_write(&entry.path, &error))?, Ordering::Relaxed);
+            Ok::<(), Error>(())
+        },
+    )?;
+    Ok(there.into_iter().map(AtomicU64::into_inner).collect())
 }
 
 /// Fetches one range, proves its chunks and writes them.
@@ -171,8 +213,9 @@ fn write_chunks(reader: &ChunkReader, read: &PackRead, bytes: &Fetched, part: &P
     Unpacker::new().unpack(reader, read, bytes, &part.entries, &mut write).map_err(chunk_failed)?;
     let mut checksums = part.checksums.lock().unwrap_or_else(PoisonError::into_inner);
     for (entry, index, checksum) in found {
-        checksums[entry][index] = checksum;
+        checksums[entry][index] = Some(checksum);
     }
+    fault_point!("restore.written");
     Ok(written)
 }
 
@@ -181,24 +224,27 @@ fn finish(part: &Part, roots: &Roots) -> Result<()> {
     let checksums = part.checksums.lock().unwrap_or_else(PoisonError::into_inner);
     for (entry, checksums) in part.entries.iter().zip(checksums.iter()) {
         let Some(file) = content(entry) else { continue };
-        let found = checksum_of(file, checksums);
-        if found != file.crc32c {
-            let path = &entry.path;
-            let said = file.crc32c;
-            return Err(damaged(format!("\"{path}\" has CRC-32C {found:08x}, the file table says {said:08x}")));
+        let (path, said) = (&entry.path, file.crc32c);
+        match checksum_of(file, checksums) {
+            Some(found) if found == said => {}
+            Some(found) => {
+                return Err(damaged(format!("\"{path}\" has CRC-32C {found:08x}, the file table says {said:08x}")));
+            }
+            None => return Err(damaged(format!("not every chunk of \"{path}\" was written"))),
         }
-        if entry.mode & 0o600 != 0o600 {
-            roots.set_mode(&entry.path, entry.mode).map_err(|error| cannot_write(&entry.path, &error))?;
-        }
+        roots.finish_file(path, entry.mode, entry.mtime).map_err(|error| cannot_write(path, &error))?;
     }
     Ok(())
 }
 
-/// CRC-32C of a file from those of its chunks.
-fn checksum_of(file: &FileContent, checksums: &[u32]) -> u32 {
-    file.chunks.iter().zip(checksums).fold(0, |crc, (chunk, &checksum)| match *chunk {
-        ChunkRef::Zeros { plain } => crc32c_combine(crc, crc32c_of_zeros(plain as usize), plain as usize),
-        ChunkRef::Stored(_) | ChunkRef::Patched(_) => crc32c_combine(crc, checksum, chunk.plain() as usize),
+/// CRC-32C of a file from those of its chunks; `None` when one is missing.
+fn checksum_of(file: &FileContent, checksums: &[Option<u32>]) -> Option<u32> {
+    file.chunks.iter().zip(checksums).try_fold(0, |crc, (chunk, &checksum)| {
+        let of_chunk = match *chunk {
+            ChunkRef::Zeros { plain } => crc32c_of_zeros(plain as usize),
+            ChunkRef::Stored(_) | ChunkRef::Patched(_) => checksum?,
+        };
+        Some(crc32c_combine(crc, of_chunk, chunk.plain() as usize))
     })
 }
 
@@ -209,12 +255,14 @@ fn content(entry: &TableEntry) -> Option<&FileContent> {
     }
 }
 
-fn cannot_write(path: &DataPath, error: &io::Error) -> Error {
-    let code = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorCode::NoSpace,
-        _ => ErrorCode::Unclassified,
-    };
-    Error::new(code, format!("cannot write \"{path}\": {error}"))
+pub(super) fn cannot_write(path: &DataPath, error: &io::Error) -> Error {
+    let failed = |code| Error::new(code, format!("cannot write \"{path}\": {error}"));
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            failed(ErrorCode::NoSpace).help("make room and run the same command again: it goes on from here")
+        }
+        _ => failed(ErrorCode::Unclassified),
+    }
 }
 
 fn chunk_failed(error: ChunkError) -> Error {
@@ -248,8 +296,9 @@ mod tests {
             |plain| ChunkRef::Stored(StoredChunk { pack: 0, offset: 0, stored: 1, plain, hash: ChunkHash([0; 32]) });
         let chunks = vec![stored(100_000), ChunkRef::Zeros { plain: 100_000 }, stored(256)];
         let file = FileContent { size: bytes.len() as u64, crc32c: 0, chunks };
-        let parts = [crc32c(&bytes[..100_000]), 0, crc32c(&bytes[200_000..])];
-        assert_eq!(checksum_of(&file, &parts), crc32c(&bytes));
-        assert_eq!(checksum_of(&FileContent { size: 0, crc32c: 0, chunks: Vec::new() }, &[]), crc32c(b""));
+        let parts = [Some(crc32c(&bytes[..100_000])), None, Some(crc32c(&bytes[200_000..]))];
+        assert_eq!(checksum_of(&file, &parts), Some(crc32c(&bytes)));
+        assert_eq!(checksum_of(&file, &[parts[0], None, None]), None, "one was not written");
+        assert_eq!(checksum_of(&FileContent { size: 0, crc32c: 0, chunks: Vec::new() }, &[]), Some(crc32c(b"")));
     }
 }

@@ -1,9 +1,8 @@
 //! What a restore will do: everything is decided and checked here, nothing is changed.
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use recovery::settings::{RecoverySettings, SettingsError, recovery_settings};
@@ -11,10 +10,12 @@ use recovery::{LineageId, NotRecoverable, RecoveryPlan, RecoveryTarget, StopAt};
 use wal::SegmentName;
 
 use crate::error::{Error, ErrorCode, Result};
-use crate::repository::manifest::{Manifest, TablespacePath};
+use crate::repository::manifest::Manifest;
 use crate::repository::{Inventory, LineageRepository, TailChain};
 
-use super::directory::{self, Candidate, marker_text};
+use super::existing::{Existing, Known, Survey, Tally, TreeKind};
+use super::marker::Marker;
+use super::places::{Places, TablespacePlan};
 use super::{ConfigRequest, Owner, RestoreRequest, facts, refusal, space};
 
 /// While a daemon stores segments in parallel, one may be there before the one in front of it: so often, and this long
@@ -34,18 +35,6 @@ pub struct Place {
     pub needs_bytes: u64,
     /// So many are free.
     pub free_bytes: u64,
-}
-
-/// Where a tablespace goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TablespacePlan {
-    /// Its oid: the name of the link in `pg_tblspc`.
-    pub oid: u32,
-    /// Where it was on the server.
-    pub old: PathBuf,
-    /// Where it will be.
-    pub new: PathBuf,
-    pub(super) candidate: Candidate,
 }
 
 /// A restore that can be carried out.
@@ -77,9 +66,13 @@ pub struct RestorePlan {
     pub wal_dir: Option<PathBuf>,
     /// Who will own the files, if not who runs us.
     pub owner: Option<Owner>,
+    /// What becomes of what lies in the directories already; `None` when they are empty.
+    pub existing: Option<Existing>,
     pub(super) manifest: Manifest,
-    pub(super) data: Candidate,
-    pub(super) wal: Option<Candidate>,
+    /// What is removed and kept; as `existing`.
+    pub(super) survey: Option<Arc<Survey>>,
+    /// What was asked for: the directories are looked at once more before they are written to.
+    pub(super) request: RestoreRequest,
 }
 
 /// The plan as JSON (INTERFACE section 4).
@@ -99,6 +92,17 @@ pub struct PlanDocument {
     directory: String,
     settings: Vec<String>,
     notes: Vec<String>,
+    existing: Option<ExistingDocument>,
+}
+
+/// What becomes of what is there already.
+#[derive(Debug, serde::Serialize)]
+struct ExistingDocument {
+    compared: Tally,
+    missing: Tally,
+    removed: Tally,
+    removed_directories: u64,
+    left: Vec<String>,
 }
 
 /// The chain of tails that stands for the last segment.
@@ -143,56 +147,64 @@ impl RestorePlan {
             directory: self.directory.display().to_string(),
             settings: settings.map(ToString::to_string).collect(),
             notes: self.recovery.notes.iter().map(ToString::to_string).collect(),
+            existing: self.existing.as_ref().map(|existing| ExistingDocument {
+                compared: existing.compared,
+                missing: existing.missing,
+                removed: existing.removed,
+                removed_directories: existing.removed_directories,
+                left: existing.left.iter().map(|path| path.display().to_string()).collect(),
+            }),
         }
     }
 }
 
 /// Plans the restore that `request` asks for; refuses, before anything is touched, what cannot end well.
 pub async fn plan(lineage: &LineageRepository, request: &RestoreRequest) -> Result<RestorePlan> {
-    if request.delta {
-        return Err(Error::new(ErrorCode::NotAvailable, "--delta is not available in this version")
-            .help("restore into an empty directory"));
-    }
     let directory = std::path::absolute(&request.directory)
         .map_err(|error| Error::new(ErrorCode::TargetDirectory, format!("{}: {error}", request.directory.display())))?;
     let (inventory, recovery) = plan_recovery(lineage, request).await?;
     let manifest = lineage.manifest(&recovery.backup.id).await?;
 
-    let marker = marker_text(lineage.id(), &recovery.backup.id);
-    let data = directory::check(&directory, &marker, "data directory", "--to DIR")?;
-    let wal = match &request.wal_dir {
-        Some(path) => Some(directory::check(path, &marker, "WAL directory", "--wal-dir DIR")?),
-        None => None,
-    };
-    let tablespaces = place_tablespaces(&manifest.tablespaces, &request.tablespaces, &marker)?;
-    let paths = [&data].into_iter().chain(&wal).chain(tablespaces.iter().map(|t| &t.candidate)).map(|c| &c.path);
-    refuse_nesting(&paths.map(PathBuf::as_path).collect::<Vec<_>>())?;
-    let owner = Owner::decide(request.owner.as_deref(), &data.path)?;
+    let wanted = Marker { lineage: lineage.id(), backup: recovery.backup.id.clone(), delta: false, unsynced: false };
+    let places = Places::decide(&directory, request, &manifest.tablespaces, &wanted)?;
+    let owner = Owner::decide(request.owner.as_deref(), &places.data.path)?;
 
     let segment_size = lineage.segment_size().bytes();
     let kept_wal = (recovery.wal.count() * segment_size).min(KEPT_WAL) + 2 * segment_size;
-    let wal_path = wal.as_ref().map_or(&data.path, |wal| &wal.path).clone();
-    let mut wanted = table_bytes(lineage, &manifest, &data.path, &tablespaces).await?;
-    wanted.push((wal_path, kept_wal));
-    let places = space::check(&wanted)?;
+    let wal_path = places.wal.as_ref().map_or(&places.data.path, |wal| &wal.path).clone();
+    let table = read_table(lineage, &manifest, &places).await?;
+    let mut written = bytes_by_place(&manifest, &places, &table);
+    let disk_bytes = written.iter().map(|(_, bytes)| bytes).sum::<u64>() + kept_wal;
+    let (survey, existing) = if places.are_empty() {
+        (None, None)
+    } else {
+        let (survey, existing, taken) = look(&places, table.known).await?;
+        for ((_, bytes), taken) in written.iter_mut().zip(taken) {
+            *bytes = bytes.saturating_sub(taken);
+        }
+        (Some(survey), Some(existing))
+    };
+    written.push((wal_path, kept_wal));
+    let room = space::check(&written)?;
     let settings = request.config.as_ref().map(|config| settings_of(config, &recovery)).transpose()?;
     Ok(RestorePlan {
         cluster: lineage.cluster().to_string(),
         lineage: lineage.id(),
-        directory: data.path.clone(),
+        directory: places.data.path.clone(),
         settings,
         wal_segments: recovery.wal.count(),
         tail: recovery.wal.last().and_then(|last| inventory.tail_chain(last, lineage.segment_size())),
         download_bytes: manifest.stored_bytes + stored_wal_bytes(&inventory, &recovery),
-        disk_bytes: wanted.iter().map(|(_, bytes)| bytes).sum(),
-        places,
-        tablespaces,
-        wal_dir: wal.as_ref().map(|wal| wal.path.clone()),
+        disk_bytes,
+        places: room,
+        tablespaces: places.tablespaces.clone(),
+        wal_dir: places.wal.as_ref().map(|wal| wal.path.clone()),
         owner,
+        existing,
         recovery,
         manifest,
-        data,
-        wal,
+        survey,
+        request: request.clone(),
     })
 }
 
@@ -212,78 +224,57 @@ async fn plan_recovery(lineage: &LineageRepository, request: &RestoreRequest) ->
     }
 }
 
-/// Finds a place for each tablespace: where `--tablespace OLD=NEW` says, else where it was.
-fn place_tablespaces(
-    tablespaces: &[TablespacePath],
-    moves: &[(PathBuf, PathBuf)],
-    marker: &str,
-) -> Result<Vec<TablespacePlan>> {
-    let mut targets: BTreeMap<PathBuf, &Path> = BTreeMap::new();
-    for (old, new) in moves {
-        if targets.insert(plain(old), new).is_some() {
-            return Err(Error::new(ErrorCode::Usage, format!("--tablespace names {} twice", old.display())));
-        }
-    }
-    let mut placed = Vec::new();
-    for TablespacePath { oid, path } in tablespaces {
-        let old = PathBuf::from(OsStr::from_bytes(path));
-        let new = targets.remove(&plain(&old)).map_or_else(|| old.clone(), Path::to_path_buf);
-        let what = format!("tablespace {oid} in");
-        let instead = format!("--tablespace {}=NEW", old.display());
-        let candidate = directory::check(&new, marker, &what, &instead)?;
-        placed.push(TablespacePlan { oid: *oid, old, new: candidate.path.clone(), candidate });
-    }
-    match targets.into_keys().next() {
-        None => Ok(placed),
-        Some(unknown) => {
-            let error = Error::new(ErrorCode::Usage, format!("the backup has no tablespace in {}", unknown.display()));
-            let error =
-                placed.iter().fold(error, |error, t| error.because(format!("it has one in {}", t.old.display())));
-            Err(error.help("name the directory as it was on the server: pgvault backup show ID"))
-        }
-    }
+/// What the file table says, read once.
+#[derive(Debug, Default)]
+struct Table {
+    by_tablespace: BTreeMap<u32, u64>,
+    known: Known,
 }
 
-/// The path without a trailing slash or `.` components.
-fn plain(path: &Path) -> PathBuf {
-    path.components().filter(|component| *component != Component::CurDir).collect()
-}
-
-/// Refuses directories of which one lies in another, or is the same: files would meet.
-fn refuse_nesting(paths: &[&Path]) -> Result<()> {
-    for (index, path) in paths.iter().enumerate() {
-        if let Some(other) = paths[index + 1..].iter().find(|other| path.starts_with(other) || other.starts_with(path))
-        {
-            let message = format!("{} and {} lie in each other", path.display(), other.display());
-            return Err(Error::new(ErrorCode::TargetDirectory, message)
-                .help("data directory, WAL directory and tablespaces need a directory each: --tablespace OLD=NEW"));
-        }
+/// Reads the file table, where something depends on it: which file lies in which tablespace, or what there is to keep.
+async fn read_table(lineage: &LineageRepository, manifest: &Manifest, places: &Places) -> Result<Table> {
+    let mut table = Table::default();
+    if places.tablespaces.is_empty() && places.are_empty() {
+        return Ok(table);
     }
-    Ok(())
-}
-
-/// How many bytes go where. Which file lies in which tablespace only the file table knows, so it is read when there are any.
-async fn table_bytes(
-    lineage: &LineageRepository,
-    manifest: &Manifest,
-    data: &Path,
-    tablespaces: &[TablespacePlan],
-) -> Result<Vec<(PathBuf, u64)>> {
-    if tablespaces.is_empty() {
-        return Ok(vec![(data.to_owned(), manifest.size_bytes)]);
-    }
-    let mut by_oid: BTreeMap<u32, u64> = BTreeMap::new();
     for part in &manifest.parts {
         for entry in super::copy::read_part(lineage, manifest, part).await? {
             if let Some((oid, bytes)) = super::roots::size_in_tablespace(&entry) {
-                *by_oid.entry(oid).or_default() += bytes;
+                *table.by_tablespace.entry(oid).or_default() += bytes;
+            }
+            if !places.are_empty() {
+                table.known.add(&entry);
             }
         }
     }
-    let outside: Vec<(PathBuf, u64)> =
-        tablespaces.iter().map(|t| (t.new.clone(), by_oid.get(&t.oid).copied().unwrap_or_default())).collect();
-    let inside = manifest.size_bytes.saturating_sub(outside.iter().map(|(_, bytes)| bytes).sum());
-    Ok([(data.to_owned(), inside)].into_iter().chain(outside).collect())
+    Ok(table)
+}
+
+/// How many bytes go where, by directory in the order of [`Places::trees`].
+fn bytes_by_place(manifest: &Manifest, places: &Places, table: &Table) -> Vec<(PathBuf, u64)> {
+    let in_space = |oid| table.by_tablespace.get(&oid).copied().unwrap_or_default();
+    let outside: u64 = places.tablespaces.iter().map(|t| in_space(t.oid)).sum();
+    let bytes = |kind| match kind {
+        TreeKind::Data => manifest.size_bytes.saturating_sub(outside),
+        TreeKind::Wal => 0,
+        TreeKind::Tablespace(oid) => in_space(oid),
+    };
+    places.trees().into_iter().map(|tree| (tree.path, bytes(tree.kind))).collect()
+}
+
+/// Looks at what is there; how much of it and what becomes of it, and the bytes that it takes by directory.
+async fn look(places: &Places, mut known: Known) -> Result<(Arc<Survey>, Existing, Vec<u64>)> {
+    super::finish::REQUIRED_DIRECTORIES.iter().for_each(|path| known.add_directory(path.as_bytes()));
+    let survey = Arc::new(Survey { trees: places.trees(), known, links: places.links() });
+    let looking = survey.clone();
+    let looked = tokio::task::spawn_blocking(move || looking.look()).await;
+    let looked = looked.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    let (existing, taken) = looked.map_err(|error| {
+        let directory = places.data.path.display();
+        Error::new(ErrorCode::TargetDirectory, format!("cannot look through {directory}: {error}"))
+            .help("restore into an empty directory: --to DIR")
+    })?;
+    Ok((survey, existing, taken))
 }
 
 /// Compressed bytes of the WAL that will be fetched: whole segments, and tails where there is no whole one.
@@ -310,40 +301,4 @@ fn settings_of(config: &ConfigRequest, recovery: &RecoveryPlan) -> Result<Recove
             SettingsError::Decided(_) => refused.help("use --target-time, --target-lsn, --timeline, --exclusive, …"),
         }
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn directories_must_not_lie_in_each_other() {
-        let check = |paths: &[&str]| refuse_nesting(&paths.iter().map(Path::new).collect::<Vec<_>>()).is_ok();
-        assert!(check(&["/a", "/b", "/ab"]));
-        assert!(!check(&["/a", "/b", "/a"]));
-        assert!(!check(&["/a", "/b", "/a/c"]));
-        assert!(!check(&["/a/b", "/a"]));
-    }
-
-    #[test]
-    fn moves_name_tablespaces_that_there_are_and_go_to_empty_directories() {
-        let dir = tempfile::tempdir().unwrap();
-        let (empty, full) = (dir.path().join("empty"), dir.path().join("full"));
-        std::fs::create_dir_all(&empty).unwrap();
-        std::fs::create_dir_all(full.join("x")).unwrap();
-        let tablespaces = [TablespacePath { oid: 16400, path: b"/srv/ts/".to_vec() }];
-        let place = |old: &str, new: &Path| {
-            place_tablespaces(&tablespaces, &[(PathBuf::from(old), new.to_owned())], "marker").map_err(|e| e.code())
-        };
-        let placed = place("/srv/ts", &empty).unwrap();
-        assert_eq!((placed[0].oid, &placed[0].new), (16400, &std::fs::canonicalize(&empty).unwrap()));
-        assert_eq!(place("/srv/ts", &full).unwrap_err(), ErrorCode::TargetDirectory);
-        assert_eq!(place("/srv/ts", Path::new("relative")).unwrap_err(), ErrorCode::TargetDirectory);
-        let unknown = [(PathBuf::from("/srv/ts"), empty.clone()), (PathBuf::from("/srv/other"), full)];
-        let error = place_tablespaces(&tablespaces, &unknown, "marker").unwrap_err();
-        assert_eq!(error.code(), ErrorCode::Usage);
-        assert!(error.to_string().contains("/srv/ts"), "{error}");
-        let twice = [(PathBuf::from("/srv/ts"), empty.clone()), (PathBuf::from("/srv/./ts/"), empty)];
-        assert_eq!(place_tablespaces(&tablespaces, &twice, "marker").unwrap_err().code(), ErrorCode::Usage);
-    }
 }

@@ -15,12 +15,17 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use recovery::DataPath;
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, open, openat, renameat, symlinkat};
+use rustix::fs::{
+    AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, fchmod, fchown, mkdirat, open, openat, renameat, symlinkat,
+    utimensat,
+};
 use rustix::io::Errno;
 
+use crate::fault_point;
 use crate::repository::file_table::{EntryKind, TableEntry};
 
 use super::Owner;
+use super::marker::{MARKER, Marker, NEXT_MARKER};
 
 /// `global/pg_control`, without which PostgreSQL does not start.
 pub(super) const PG_CONTROL: &[u8] = b"global/pg_control";
@@ -34,8 +39,18 @@ pub(super) struct Roots {
     wal: Option<OwnedFd>,
     tablespaces: BTreeMap<u32, OwnedFd>,
     owner: Option<Owner>,
-    /// Whether files of an interrupted restore may be there.
-    resumed: bool,
+    keep: Keep,
+}
+
+/// What may be done with files that are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// There are none: a second one of the same name is an error.
+    New,
+    /// They are made anew: what is read from them may not be what is on the disk.
+    Nothing,
+    /// They are taken over; what of them is right need not be written.
+    Right,
 }
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -84,9 +99,23 @@ fn remove_in(directory: BorrowedFd<'_>, name: &Path) -> io::Result<()> {
     }
 }
 
+/// Puts a marker into an open directory, in place of another one: at no moment is there none, or half of one beside
+/// files. When it returns, the marker is there after a power loss, too.
+pub(super) fn put_marker(directory: BorrowedFd<'_>, marker: &Marker, owner: Option<Owner>) -> io::Result<()> {
+    write_in(directory, Path::new(NEXT_MARKER), &mut marker.text().as_bytes(), owner)?;
+    let next = openat(directory, NEXT_MARKER, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::fsync(next)?;
+    renameat(directory, NEXT_MARKER, directory, MARKER)?;
+    Ok(rustix::fs::fsync(directory)?)
+}
+
 impl Roots {
-    pub(super) fn new(data: OwnedFd, owner: Option<Owner>, resumed: bool) -> Self {
-        Self { data, wal: None, tablespaces: BTreeMap::new(), owner, resumed }
+    pub(super) fn new(data: OwnedFd, owner: Option<Owner>, keep: Keep) -> Self {
+        Self { data, wal: None, tablespaces: BTreeMap::new(), owner, keep }
+    }
+
+    pub(super) fn keep(&self) -> Keep {
+        self.keep
     }
 
     pub(super) fn set_wal(&mut self, wal: OwnedFd) {
@@ -97,14 +126,18 @@ impl Roots {
         self.tablespaces.insert(oid, directory);
     }
 
-    /// Makes a link in the data directory or one level below it. One that an interrupted restore made is replaced.
+    /// Makes a link in the data directory or one level below it. One that leads there already stays as it is: whoever dies
+    /// here finds the directories of a former restore by it.
     pub(super) fn link(&self, path: &str, target: &Path) -> io::Result<()> {
         let path = data_path(path)?;
         let mut components: Vec<&[u8]> = path.components().collect();
         let name = OsStr::from_bytes(components.pop().unwrap_or_default());
         let parent = self.walk(self.data.as_fd(), &components)?;
-        if self.resumed {
-            remove_in(parent.as_fd(), name.as_ref())?;
+        if self.keep != Keep::New {
+            match rustix::fs::readlinkat(&parent, name, Vec::new()) {
+                Ok(there) if there.as_bytes() == target.as_os_str().as_bytes() => return Ok(()),
+                _ => remove_in(parent.as_fd(), name.as_ref())?,
+            }
         }
         symlinkat(target, &parent, name)?;
         if let Some(Owner { uid, gid }) = self.owner {
@@ -114,19 +147,27 @@ impl Roots {
         Ok(())
     }
 
-    /// Makes a directory; one that is there gets the mode.
+    /// Makes a directory; one that is there gets the mode and the owner.
     pub(super) fn make_directory(&self, path: &DataPath, mode: u32) -> io::Result<()> {
         let (root, components) = self.root_of(path);
         let fd = self.walk(root, &components)?;
+        if self.keep != Keep::New {
+            give(fd.as_fd(), self.owner)?;
+        }
         // Whatever the backup says: we must be able to write into it.
         fchmod(&fd, mode_of(mode | 0o700))?;
         Ok(())
     }
 
-    /// Makes a file of `size` zero bytes. It must be new, unless the restore goes on after an interruption.
-    pub(super) fn create(&self, path: &DataPath, size: u64, mode: u32) -> io::Result<()> {
+    /// Makes a file of `size` bytes, zeros where nothing is kept; says how many of its first bytes were there before.
+    pub(super) fn create(&self, path: &DataPath, size: u64, mode: u32) -> io::Result<u64> {
         let (parent, name) = self.parent(path)?;
-        if self.resumed {
+        if self.keep == Keep::Right
+            && let Some(there) = self.take_over(parent.as_fd(), &name, size, mode)?
+        {
+            return Ok(there);
+        }
+        if self.keep != Keep::New {
             remove_in(parent.as_fd(), &name)?;
         }
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -134,7 +175,40 @@ impl Roots {
         file.set_len(size)?;
         give(file.as_fd(), self.owner)?;
         fchmod(&file, mode_of(mode | 0o600))?;
-        Ok(())
+        Ok(0)
+    }
+
+    /// Makes a file that is there ours, of this size; `None` when it has to be made anew.
+    ///
+    /// A file with another name besides is left to that name: it may be somebody's copy (`cp -al`, `pg_upgrade --link`), and
+    /// writing in place would change it.
+    fn take_over(&self, parent: BorrowedFd<'_>, name: &Path, size: u64, mode: u32) -> io::Result<Option<u64>> {
+        // Not waiting for somebody to open the other end of a pipe.
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = match openat(parent, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::ACCESS | Errno::LOOP | Errno::NXIO) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let found = rustix::fs::fstat(&fd)?;
+        let is_file = rustix::fs::FileType::from_raw_mode(found.st_mode).is_file();
+        let wanted = self.owner.map_or_else(|| rustix::process::geteuid().as_raw(), |owner| owner.uid);
+        // Without an owner to give it to we are not root, and could not change whose it is.
+        if !is_file || found.st_nlink != 1 || (found.st_uid != wanted && self.owner.is_none()) {
+            return Ok(None);
+        }
+        if self.owner.is_some_and(|owner| (owner.uid, owner.gid) != (found.st_uid, found.st_gid)) {
+            give(fd.as_fd(), self.owner)?;
+        }
+        let file = File::from(fd);
+        let there = u64::try_from(found.st_size).unwrap_or_default();
+        if there != size {
+            file.set_len(size)?;
+        }
+        if found.st_mode & 0o7777 != (mode | 0o600) & 0o777 {
+            fchmod(&file, mode_of(mode | 0o600))?;
+        }
+        Ok(Some(there.min(size)))
     }
 
     /// Opens a file that [`Roots::create`] made.
@@ -144,9 +218,19 @@ impl Roots {
         Ok(File::from(fd))
     }
 
-    /// Gives a file the permission bits that it had, when they do not let its owner write.
-    pub(super) fn set_mode(&self, path: &DataPath, mode: u32) -> io::Result<()> {
-        Ok(fchmod(self.open_file(path)?, mode_of(mode))?)
+    /// Gives a file the time of its last change and, when they do not let its owner write, the permission bits that it had.
+    pub(super) fn finish_file(&self, path: &DataPath, mode: u32, mtime: i64) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        if mode & 0o600 != 0o600 {
+            fchmod(self.open_file(path)?, mode_of(mode))?;
+        }
+        let found = rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if (found.st_mtime, found.st_mtime_nsec) == (mtime, 0) {
+            return Ok(());
+        }
+        let at = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
+        let times = Timestamps { last_access: at(0, rustix::fs::UTIME_OMIT), last_modification: at(mtime, 0) };
+        Ok(utimensat(&parent, &name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
     /// The content of a small file; `None` when it is not there.
@@ -208,17 +292,35 @@ impl Roots {
         Ok(())
     }
 
-    /// Takes a file out of every directory.
-    pub(super) fn remove_everywhere(&self, name: &str) -> io::Result<()> {
+    /// Takes the markers away, that of the data directory last: as long as it is there, the same restore can be run again.
+    pub(super) fn remove_markers(&self) -> io::Result<()> {
         for root in self.all() {
-            remove_in(root.as_fd(), Path::new(name))?;
+            fault_point!("restore.unmark");
+            remove_in(root.as_fd(), Path::new(MARKER))?;
             rustix::fs::fsync(root)?;
         }
         Ok(())
     }
 
+    /// Puts this marker into every directory.
+    pub(super) fn put_markers(&self, marker: &Marker) -> io::Result<()> {
+        self.all().try_for_each(|root| put_marker(root.as_fd(), marker, self.owner))
+    }
+
+    /// Every directory, the data directory last.
     fn all(&self) -> impl Iterator<Item = &OwnedFd> {
-        [&self.data].into_iter().chain(&self.wal).chain(self.tablespaces.values())
+        self.tablespaces.values().chain(&self.wal).chain([&self.data])
+    }
+
+    /// Takes the `pg_control` of an old or finished cluster away: from here on PostgreSQL cannot start. Durable when it
+    /// returns.
+    pub(super) fn unpublish_pg_control(&self) -> io::Result<()> {
+        let global = match openat(&self.data, "global", DIRECTORY, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(()),
+            global => global?,
+        };
+        remove_in(global.as_fd(), Path::new("pg_control"))?;
+        Ok(rustix::fs::fsync(global)?)
     }
 
     /// Gives `pg_control` its name.
@@ -309,8 +411,8 @@ mod tests {
     use super::*;
     use std::fs;
 
-    fn roots(dir: &Path, resumed: bool) -> Roots {
-        Roots::new(open_root(&dir.join("data"), None).unwrap(), None, resumed)
+    fn roots(dir: &Path, keep: Keep) -> Roots {
+        Roots::new(open_root(&dir.join("data"), None).unwrap(), None, keep)
     }
 
     fn path(text: &str) -> DataPath {
@@ -320,7 +422,7 @@ mod tests {
     #[test]
     fn a_link_never_leads_outside() {
         let dir = tempfile::tempdir().unwrap();
-        let roots = roots(dir.path(), false);
+        let roots = roots(dir.path(), Keep::New);
         let outside = dir.path().join("outside");
         fs::create_dir(&outside).unwrap();
         std::os::unix::fs::symlink(&outside, dir.path().join("data/base")).unwrap();
@@ -336,19 +438,42 @@ mod tests {
     #[test]
     fn the_same_file_twice_is_refused_and_a_repeated_restore_is_not() {
         let dir = tempfile::tempdir().unwrap();
-        let first = roots(dir.path(), false);
+        let first = roots(dir.path(), Keep::New);
         first.create(&path("base/5/1"), 10, 0o640).unwrap();
         assert!(first.create(&path("base/5/1"), 10, 0o640).is_err());
-        let again = roots(dir.path(), true);
+        let again = roots(dir.path(), Keep::Nothing);
         fs::write(dir.path().join("data/base/5/1"), "old content, longer").unwrap();
         again.create(&path("base/5/1"), 10, 0o640).unwrap();
         assert_eq!(fs::read(dir.path().join("data/base/5/1")).unwrap(), [0; 10]);
     }
 
     #[test]
+    fn files_are_taken_over_unless_they_have_another_name_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = roots(dir.path(), Keep::Right);
+        let at = |name: &str| dir.path().join("data").join(name);
+        for (before, size, there, after) in [("abc", 5, 3, "abc\0\0"), ("abcdef", 4, 4, "abcd"), ("", 2, 0, "\0\0")] {
+            fs::write(at("1"), before).unwrap();
+            assert_eq!(roots.create(&path("1"), size, 0o640).unwrap(), there);
+            assert_eq!(fs::read_to_string(at("1")).unwrap(), after);
+            assert_eq!(rustix::fs::stat(at("1")).unwrap().st_mode & 0o7777, 0o640);
+        }
+        assert_eq!(roots.create(&path("2"), 3, 0o600).unwrap(), 0);
+        // A copy that somebody made of the old directory keeps what it had.
+        fs::write(at("3"), "precious").unwrap();
+        fs::hard_link(at("3"), dir.path().join("copy")).unwrap();
+        assert_eq!(roots.create(&path("3"), 8, 0o600).unwrap(), 0);
+        assert_eq!(fs::read(at("3")).unwrap(), [0; 8]);
+        assert_eq!(fs::read_to_string(dir.path().join("copy")).unwrap(), "precious");
+        rustix::fs::mknodat(rustix::fs::CWD, at("4"), rustix::fs::FileType::Fifo, mode_of(0o600), 0).unwrap();
+        assert_eq!(roots.create(&path("4"), 1, 0o600).unwrap(), 0);
+        assert!(fs::metadata(at("4")).unwrap().is_file());
+    }
+
+    #[test]
     fn tablespaces_and_wal_lie_where_they_were_opened() {
         let dir = tempfile::tempdir().unwrap();
-        let mut roots = roots(dir.path(), false);
+        let mut roots = roots(dir.path(), Keep::New);
         roots.set_wal(open_root(&dir.path().join("wal"), None).unwrap());
         roots.add_tablespace(16400, open_root(&dir.path().join("ts"), None).unwrap());
         roots.link("pg_wal", &dir.path().join("wal")).unwrap();
@@ -367,7 +492,7 @@ mod tests {
     #[test]
     fn pg_control_has_its_name_only_when_published() {
         let dir = tempfile::tempdir().unwrap();
-        let roots = roots(dir.path(), false);
+        let roots = roots(dir.path(), Keep::New);
         let control = path("global/pg_control");
         roots.create(&control, 4, 0o600).unwrap();
         roots.open_file(&control).unwrap();
@@ -375,5 +500,7 @@ mod tests {
         roots.publish_pg_control().unwrap();
         assert!(dir.path().join("data/global/pg_control").exists());
         assert_eq!(fs::read_dir(dir.path().join("data/global")).unwrap().count(), 1);
+        roots.unpublish_pg_control().unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("data/global")).unwrap().count(), 0);
     }
 }

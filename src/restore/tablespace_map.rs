@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 
-use super::plan::TablespacePlan;
+use super::places::TablespacePlan;
 use super::roots::Roots;
 
 const FILE: &str = "tablespace_map";
@@ -64,12 +64,12 @@ fn lines(map: &[u8]) -> Vec<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::restore::directory::Candidate;
+    use crate::restore::directory::{Candidate, Found};
     use std::path::PathBuf;
 
     fn tablespace(oid: u32, old: &str, new: &str) -> TablespacePlan {
         let path = PathBuf::from(new);
-        let candidate = Candidate { path: path.clone(), exists: false, resumed: false };
+        let candidate = Candidate { path: path.clone(), found: Found::Nothing };
         TablespacePlan { oid, old: PathBuf::from(old), new: path, candidate }
     }
 

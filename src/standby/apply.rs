@@ -6,7 +6,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::primary::SlotName;
 use crate::repository::LineageRepository;
-use crate::restore::{self, RestoreOutcome, RestoreProgressSender};
+use crate::restore::{self, Effort, RestoreOutcome, RestoreProgressSender};
 
 /// A standby that is complete.
 #[derive(Clone, Debug)]
@@ -25,11 +25,11 @@ pub struct StandbyOutcome {
 pub async fn apply(
     plan: &StandbyPlan,
     lineage: &LineageRepository,
-    jobs: usize,
+    effort: Effort,
     progress: &RestoreProgressSender,
     clock: &dyn Clock,
 ) -> Result<StandbyOutcome> {
-    let restore = restore::apply(&plan.restore, lineage, jobs, progress, clock).await?;
+    let restore = restore::apply(&plan.restore, lineage, effort, progress, clock).await?;
     let slot = match (&plan.slot, &plan.options) {
         (Some((name, _)), Some(options)) => Some((name.clone(), slot::make(options, name, plan.ours.as_ref()).await)),
         _ => None,

@@ -31,6 +31,7 @@ pub mod small_disk;
 pub mod stored_wal;
 pub mod survivor;
 pub mod tap;
+pub mod tree;
 pub mod truth;
 pub mod vault;
 pub mod wal_truth;

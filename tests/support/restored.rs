@@ -10,7 +10,8 @@ use pgvault::clock::{Clock, SystemClock};
 use pgvault::error::Error;
 use pgvault::primary::{CheckpointMode, ConnectOptions, Conninfo, Environment};
 use pgvault::restore::{
-    ConfigRequest, RestoreOutcome, RestorePlan, RestoreProgress, RestoreProgressSender, RestoreRequest, apply, plan,
+    ConfigRequest, Effort, RestoreOutcome, RestorePlan, RestoreProgress, RestoreProgressSender, RestoreRequest, apply,
+    plan,
 };
 use recovery::settings::RestoreCommand;
 use recovery::{Backup, RecoveryRequest, RecoveryTarget};
@@ -100,7 +101,7 @@ impl Scene {
     pub fn apply(&self, plan: &RestorePlan) -> Result<RestoreOutcome, Error> {
         let progress = RestoreProgressSender::new(RestoreProgress::default());
         let lineage = self.vault.lineage();
-        self.vault.runtime.block_on(apply(plan, &lineage, 3, &progress, &SystemClock))
+        self.vault.runtime.block_on(apply(plan, &lineage, Effort { jobs: 3, max_rate: None }, &progress, &SystemClock))
     }
 
     /// Restores to a new directory of this name and starts a server on it.

@@ -38,6 +38,12 @@ impl SmallDisk {
         }
     }
 
+    /// Gives so much of it back.
+    pub fn leave(&self, bytes: u64) {
+        let balloon = fs::File::options().write(true).open(self.balloon()).unwrap();
+        balloon.set_len(balloon.metadata().unwrap().len() - bytes).unwrap();
+    }
+
     /// Gives it back.
     pub fn relieve(&self) {
         fs::remove_file(self.balloon()).unwrap();

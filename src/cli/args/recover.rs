@@ -12,7 +12,7 @@ pub struct Recover {
     /// Which cluster
     #[command(flatten)]
     pub of: OfCluster,
-    /// Directory to write; must be empty or absent
+    /// Directory to write; must be empty or absent, unless --delta
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
     /// The moment
@@ -30,7 +30,7 @@ pub struct Recover {
     /// The backup to start from; default: the nearest one
     #[arg(long, value_name = "ID")]
     pub backup: Option<String>,
-    /// Keep what is already right in the directory (not available in this version)
+    /// Write over an old data directory of this cluster: keep what is right in it, remove what the backup does not have
     #[arg(long)]
     pub delta: bool,
     /// Write a standby
@@ -51,9 +51,12 @@ pub struct Recover {
     /// Put pg_wal there
     #[arg(long, value_name = "DIR")]
     pub wal_dir: Option<PathBuf>,
-    /// Parallel requests and writers
+    /// Parallel requests and writers; default: two for each processor, 4 to 16
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
+    /// Read at most so many bytes per second from the repository, as in 50MB/s
+    #[arg(long, value_name = "RATE", value_parser = crate::config::values::rate)]
+    pub max_rate: Option<u64>,
     /// Give the files to this user
     #[arg(long, value_name = "USER")]
     pub owner: Option<String>,

@@ -42,6 +42,9 @@ pub struct StandbyArgs {
     /// Parallel requests and writers
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
+    /// Read at most so many bytes per second from the repository, as in 50MB/s
+    #[arg(long, value_name = "RATE", value_parser = crate::config::values::rate)]
+    pub max_rate: Option<u64>,
     /// Give the files to this user
     #[arg(long, value_name = "USER")]
     pub owner: Option<String>,

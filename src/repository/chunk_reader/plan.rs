@@ -48,6 +48,12 @@ pub struct PatchRange {
 }
 
 impl PackRead {
+    /// Bytes that are read from the repository.
+    pub fn stored_bytes(&self) -> u64 {
+        let patches = self.patches.iter().map(|patch| &patch.range);
+        [&self.range].into_iter().chain(patches).map(|range| range.end - range.start).sum()
+    }
+
     /// The file that needs chunk number `at`.
     pub(super) fn file(&self, at: usize, entries: &[TableEntry]) -> DataPath {
         entries[self.chunks[at].entry].path.clone()
