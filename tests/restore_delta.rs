@@ -176,6 +176,7 @@ fn a_former_primary_that_went_its_own_way_comes_back_without_what_it_wrote() {
     pipeline.wait_shipped(lsn(&clone, "SELECT pg_current_wal_flush_lsn()"));
     pipeline.stop();
     assert!(node.stop("immediate", Duration::from_secs(30)));
+    give_to_server_user(&scene.installed.repository);
     let outcome = delta(&scene, &node.data, |request| request.recovery.timeline = Some(TargetTimeline::Latest));
     assert!(outcome.kept_bytes > 0);
     let wal: Vec<_> = fs::read_dir(node.data.join("pg_wal")).unwrap().map(|e| e.unwrap().file_name()).collect();
