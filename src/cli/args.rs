@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use backup::{Backup, BackupNow, Kind};
+pub use backup::{Backup, BackupNow, BackupVerify, Kind};
 pub use key::Key;
 pub use recover::{Action, Recover, Target};
 pub use repo::Repo;

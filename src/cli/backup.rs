@@ -221,16 +221,20 @@ pub(super) async fn list(context: &Context, of: &OfCluster) -> Ended {
         vec![
             text(&backup["id"]),
             text(&backup["cluster"]),
-            text(&backup["status"]),
+            if backup["damaged"] == true { "damaged".to_owned() } else { text(&backup["status"]) },
             text(&backup["kind"]),
             shown(&backup["started_at"]),
             text(&backup["timeline"]),
             size(&backup["size_bytes"]),
             size(&backup["new_bytes"]),
+            if time(&backup["verified_at"]).is_some() { shown(&backup["verified_at"]) } else { "-".to_owned() },
             if time(&backup["recoverable_to"]).is_some() { shown(&backup["recoverable_to"]) } else { "-".to_owned() },
         ]
     });
-    output.table(&["ID", "CLUSTER", "STATUS", "KIND", "STARTED", "TL", "SIZE", "NEW", "RECOVERS TO"], rows.collect());
+    output.table(
+        &["ID", "CLUSTER", "STATUS", "KIND", "STARTED", "TL", "SIZE", "NEW", "VERIFIED", "RECOVERS TO"],
+        rows.collect(),
+    );
     Ok(0)
 }
 

@@ -3,6 +3,7 @@
 pub mod args;
 mod ask_prefetcher;
 mod backup;
+mod backup_verify;
 mod check;
 mod completions;
 mod config;
@@ -143,7 +144,7 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Completions { shell } => completions::completions(context, shell),
         Command::Man { dir } => completions::man(context, &dir),
         Command::Version => completions::version(context),
-        Command::Backup(Backup::Verify(_)) => not_available::command("backup verify"),
+        Command::Backup(Backup::Verify(args)) => backup_verify::run(context, &args).await,
         Command::Backup(Backup::Keep(_)) => not_available::command("backup keep"),
         Command::Backup(Backup::Release(_)) => not_available::command("backup release"),
         Command::Backup(Backup::Delete(_)) => not_available::command("backup delete"),

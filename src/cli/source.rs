@@ -31,6 +31,15 @@ pub(super) async fn daemon_if_allowed(config: &Config) -> Option<Client> {
     }
 }
 
+/// Tells the daemon that runs here that something was written beside it. Without one, or when it cannot, it finds it later.
+pub(super) async fn refresh(config: &Config, cluster: &str) {
+    let Some(daemon) = daemon_if_allowed(config).await else { return };
+    let path = format!("/api/v1/refresh?cluster={}", query(cluster));
+    if let Err(error) = daemon.post(&path, &serde_json::Value::Object(Default::default())).await {
+        tracing::info!(error = error.message(), "the daemon could not read the repository now");
+    }
+}
+
 /// Opens the repository for reading.
 pub(super) async fn repository(context: &Context, config: &Config) -> Result<Repository> {
     open::repository(config, &context.clock, Arc::new(NoMeter), Missing::Refuse).await

@@ -180,11 +180,14 @@ fn backup(backups: &Value, now: DateTime<Utc>) -> String {
         parts.push(format!(
             "{}  {}  {} -> {} new  {}{took}",
             text(last, "id"),
-            text(last, "status"),
+            if last["damaged"] == true { "damaged" } else { text(last, "status") },
             size("size_bytes"),
             size("new_bytes"),
             ago(&last["stopped_at"], now),
         ));
+    }
+    if let Some(damaged) = backups["damaged"].as_u64().filter(|&damaged| damaged > 0) {
+        parts.push(format!("{} damaged: pgvault backup list", counted(damaged, "backup")));
     }
     if let Some(next) = time(&backups["next_at"]) {
         parts.push(format!("next in {}", seconds((next - now).num_seconds().max(0))));

@@ -14,7 +14,7 @@ use super::window::to_value;
 use crate::config::Config;
 use crate::daemon::verified::{self, Kind};
 use crate::error::{ErrorCode, Result};
-use crate::wal_verify::{VerifyProgress, VerifyReport, VerifyRequest, run as verify};
+use crate::wal_verify::{KnownEnd, VerifyProgress, VerifyReport, VerifyRequest, run as verify};
 
 pub(super) async fn run(context: &Context, args: &WalVerify) -> Ended {
     let config = context.config()?;
@@ -30,7 +30,7 @@ pub(super) async fn run(context: &Context, args: &WalVerify) -> Ended {
         jobs: usize::from(args.jobs),
         known_end: known_end
             .filter(|(lineage_of_daemon, ..)| *lineage_of_daemon == lineage.id().to_string())
-            .map(|(_, t, l)| (t, l)),
+            .map(|(_, timeline, lsn)| KnownEnd { timeline, lsn, because: "the daemon has stored WAL" }),
     };
     let report = with_progress(context, &cluster.name, &lineage, &request).await?;
     let everything = args.from.is_none() && args.to.is_none() && args.timeline.is_none() && !args.quick;

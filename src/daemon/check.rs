@@ -211,6 +211,9 @@ fn backups(view: &ClusterView, now: DateTime<Utc>) -> Finding {
             Finding::new(name, Failed, "there is no usable backup").fix(now_command)
         };
     };
+    if let Some(damaged) = damaged(&list) {
+        return damaged;
+    }
     if let Some(error) = &view.backup.last_error {
         return Finding { fix: Some(now_command.to_owned()), ..of_error(name, Warn, error) };
     }
@@ -226,6 +229,20 @@ fn backups(view: &ClusterView, now: DateTime<Utc>) -> Finding {
         }
         _ => Finding::new(name, Fine, described),
     }
+}
+
+/// Damage in a backup: of a page on the server when it was taken, or of what is stored of it.
+fn damaged(list: &[super::status::BackupSummary]) -> Option<Finding> {
+    let usable = || list.iter().filter(|backup| backup.status == BackupStatus::Ok);
+    let ids: Vec<String> = usable().filter(|b| b.damaged).filter_map(|b| Some(b.id.as_ref()?.to_string())).collect();
+    let newest = ids.last()?;
+    let which = format!("damage was found in {}, last in {newest}", counted(ids.len() as u64, "backup"));
+    let see = format!("pgvault backup verify {newest}; then take another: pgvault backup now --kind full --wait");
+    Some(if usable().all(|backup| backup.damaged) {
+        Finding::new("backups", Failed, format!("no backup can be restored cleanly: {which}")).fix(see)
+    } else {
+        Finding::new("backups", Warn, which).fix(see)
+    })
 }
 
 /// A timeline that lacks its history file. PostgreSQL recovers to none but the first without one.

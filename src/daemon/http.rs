@@ -59,6 +59,7 @@ pub fn router(supervisor: Arc<Supervisor>, access: Access) -> Router {
         .route("/api/v1/backups/run", get(get_run))
         .route("/api/v1/check", get(get_check))
         .route("/api/v1/check/deep", post(post_deep_check))
+        .route("/api/v1/refresh", post(post_refresh))
         .fallback(async || Failure::from(Error::new(ErrorCode::NotFound, "no such page")))
         .with_state(Shared { supervisor, access: Arc::new(access) })
 }
@@ -299,6 +300,13 @@ async fn post_deep_check(State(shared): State<Shared>, headers: HeaderMap, Query
     let cluster = shared.supervisor.one_cluster(question.cluster.as_deref())?;
     let finding = deep::check(&cluster.connect, &cluster.repository()?, &shared.supervisor.clock).await;
     Ok(Json(finding).into_response())
+}
+
+/// Something was written beside the daemon: it reads the repository now.
+async fn post_refresh(State(shared): State<Shared>, headers: HeaderMap, Query(question): Query<Question>) -> Answer {
+    shared.may_act(&headers)?;
+    shared.supervisor.one_cluster(question.cluster.as_deref())?.read_now().await?;
+    Ok(Json(json!({})).into_response())
 }
 
 /// Nobody may, with whatever token.

@@ -69,6 +69,7 @@ const GAUGES: &[(&str, &[&str], &str)] = &[
     ("pgvault_slot_wal_limit_bytes", &["slot", "host"], "max_slot_wal_keep_size; -1 = no limit"),
     ("pgvault_slot_lost", &["slot", "host"], "1 = lost or missing"),
     ("pgvault_backups", &["status"], "base backups"),
+    ("pgvault_backups_damaged", &[], "base backups in which damage was found"),
     ("pgvault_backup_running", &[], "1 while a base backup runs"),
     ("pgvault_backup_done_bytes", &[], "of the running base backup"),
     ("pgvault_backup_expected_bytes", &[], "of the running base backup"),
@@ -221,9 +222,10 @@ impl Metrics {
         }
         let wal_verified = view.wal_verified.map_or(0.0, |at| at.timestamp_millis() as f64 / 1e3);
         self.gauge("pgvault_verify_last_success_timestamp_seconds", &[cluster, "wal"], wal_verified);
-        for kind in ["manifest", "restore"] {
-            self.gauge("pgvault_verify_last_success_timestamp_seconds", &[cluster, kind], 0.0);
-        }
+        let verified = view.stored.as_deref().and_then(|stored| stored.verified.values().max());
+        let verified = verified.map_or(0.0, |&at| seconds(at));
+        self.gauge("pgvault_verify_last_success_timestamp_seconds", &[cluster, "backup"], verified);
+        self.gauge("pgvault_verify_last_success_timestamp_seconds", &[cluster, "restore"], 0.0);
     }
 
     fn set_wal(&self, view: &ClusterView) {
@@ -315,6 +317,8 @@ impl Metrics {
             let count = list.iter().filter(|backup| backup.status == status).count();
             self.gauge("pgvault_backups", &[cluster, label], count as f64);
         }
+        let damaged = list.iter().filter(|backup| backup.damaged).count();
+        self.gauge("pgvault_backups_damaged", &[cluster], damaged as f64);
         let activity = &view.backup;
         self.counter("pgvault_backup_runs_total", &[cluster, "ok"], activity.runs.0);
         self.counter("pgvault_backup_runs_total", &[cluster, "error"], activity.runs.1);

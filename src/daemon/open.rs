@@ -60,7 +60,11 @@ pub async fn repository_with(
         .map_err(|error| explain(RepositoryError::Storage(error)))?;
     let options = RepositoryOptions {
         compression: config.repository.compression,
-        scratch_dir: state_dir::scratch(&config.state_dir),
+        // Who only reads may have no state directory, or not be allowed to write there, and a daemon that starts sweeps it.
+        scratch_dir: match missing {
+            Missing::Create => state_dir::scratch(&config.state_dir),
+            Missing::Refuse => std::env::temp_dir(),
+        },
         header_cache_dir: writable(config).then(|| config.state_dir.join("headers")),
         encryption,
         ..RepositoryOptions::default()

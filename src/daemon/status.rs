@@ -150,6 +150,7 @@ pub fn live_range(view: &ClusterView) -> Option<&recovery::RecoverableRange> {
 fn backups(view: &ClusterView) -> BackupsSummary {
     BackupsSummary {
         count: view.backups().len(),
+        damaged: view.backups().iter().filter(|backup| backup.damaged).count(),
         last: view.backups().last().map(|backup| backup_summary(view, backup)),
         running: view.backup.running.as_ref().map(running_summary),
         next_at: view.backup.next_due,
@@ -190,6 +191,7 @@ pub fn backup_summary(view: &ClusterView, backup: &Backup) -> BackupSummary {
         files: Some(backup.files),
         keep: backup.keep,
         damaged: backup.damaged,
+        verified_at: view.stored.as_deref().and_then(|stored| stored.verified.get(&backup.id).copied()),
         annotations: backup.annotations.clone(),
         recoverable_to: recoverable_to(view, backup),
     }
@@ -218,6 +220,7 @@ pub fn backup_list(view: &ClusterView) -> Vec<BackupSummary> {
             files: None,
             keep: false,
             damaged: false,
+            verified_at: None,
             annotations: BTreeMap::new(),
             recoverable_to: None,
         });
@@ -326,6 +329,12 @@ fn backup_verdict(view: &ClusterView, now: DateTime<Utc>, critical: &mut Vec<Str
         None if view.backup.running.is_some() => warning.push("the first backup is running".to_owned()),
         None => critical.push("there is no backup".to_owned()),
         Some(backup) => {
+            let damaged = view.backups().iter().filter(|backup| backup.damaged).count() as u64;
+            if damaged == view.backups().len() as u64 {
+                critical.push("damage was found in every backup: pgvault check".to_owned());
+            } else if damaged > 0 {
+                warning.push(format!("damage was found in {}: pgvault check", counted(damaged, "backup")));
+            }
             let interval = view.schedule.as_ref().and_then(|schedule| schedule::longest_interval(schedule, now));
             let age = now - backup.stopped_at.to_datetime();
             if interval.is_some_and(|interval| age > interval + interval / 2) {

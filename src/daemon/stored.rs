@@ -1,9 +1,12 @@
 //! Reads what the repository holds of a cluster: catalog, recoverable ranges, sizes.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use recovery::Catalog;
+use recovery::{BackupId, Catalog};
+use wal::PgTime;
 
 use super::view::{Stored, StoredBytes};
 use crate::error::{Error, ErrorCode, Result};
@@ -50,7 +53,18 @@ async fn read_all(lineage: &LineageRepository, now: DateTime<Utc>) -> Result<Sto
     let catalog = lineage.catalog_of(&inventory).await?;
     let window = restore::window(lineage, &catalog).await?;
     let bytes = bytes(&inventory, &catalog);
-    Ok(Stored { read_at: now, catalog, window, bytes })
+    let verified = verified(lineage, &inventory).await?;
+    Ok(Stored { read_at: now, catalog, window, verified, bytes })
+}
+
+async fn verified(lineage: &LineageRepository, inventory: &Inventory) -> Result<BTreeMap<BackupId, PgTime>> {
+    let mut verified = BTreeMap::new();
+    for (id, objects) in inventory.backups.iter().filter(|(_, objects)| objects.committed) {
+        if let Some(at) = lineage.verified_at(&objects.marks).await? {
+            verified.insert(id.clone(), at);
+        }
+    }
+    Ok(verified)
 }
 
 fn bytes(inventory: &Inventory, catalog: &Catalog) -> StoredBytes {

@@ -1,11 +1,12 @@
 //! Everything that is known of one cluster at one moment: what status, metrics and checks are made from.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use recovery::{Backup, BackupId, Catalog, Window};
-use wal::{Lsn, TimelineId};
+use wal::{Lsn, PgTime, TimelineId};
 
 use crate::config::Schedule;
 use crate::error::Error;
@@ -66,6 +67,8 @@ pub struct Stored {
     pub catalog: Catalog,
     /// What can be recovered.
     pub window: Window,
+    /// When each backup was last read whole and found right.
+    pub verified: BTreeMap<BackupId, PgTime>,
     /// Bytes of base backups, WAL and everything else.
     pub bytes: StoredBytes,
 }
@@ -302,7 +305,13 @@ pub(super) mod samples {
             lost: Vec::new(),
         };
         let window = Window { ranges: ranges.into_iter().collect(), ..Window::default() };
-        Arc::new(Stored { read_at: at(NOW), catalog, window, bytes: StoredBytes { base: 1, wal: 2, meta: 3 } })
+        Arc::new(Stored {
+            read_at: at(NOW),
+            catalog,
+            window,
+            verified: BTreeMap::new(),
+            bytes: StoredBytes { base: 1, wal: 2, meta: 3 },
+        })
     }
 
     /// A primary as pgvault wants it.

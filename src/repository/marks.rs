@@ -95,6 +95,37 @@ impl LineageRepository {
             .collect())
     }
 
+    /// When a backup was last read whole and found right, if no damage was found since. What a mark says beyond its name only
+    /// informs, so one that cannot be read counts as none.
+    pub async fn verified_at(&self, marks: &[Mark]) -> RepositoryResult<Option<PgTime>> {
+        let of_group = marks.iter().filter(|mark| matches!(mark.what, MarkKind::Verified | MarkKind::Damaged));
+        match of_group.max_by_key(|mark| (mark.number, mark.what == MarkKind::Damaged)) {
+            Some(mark) if mark.what == MarkKind::Verified => match self.mark_document(mark).await {
+                Ok(document) => Ok(Some(document.at)),
+                Err(RepositoryError::Damaged { .. } | RepositoryError::NotFound(_)) => Ok(None),
+                Err(error) => Err(error),
+            },
+            _ => Ok(None),
+        }
+    }
+
+    /// The backups of which a listing shows that they were committed, by a manifest or by marks, oldest first.
+    pub async fn listed_backups(&self) -> RepositoryResult<Vec<BackupId>> {
+        let objects = self.objects().storage().list(&self.keys().backups_prefix(), None, None).await?;
+        let mut ids: Vec<BackupId> = objects
+            .iter()
+            .filter_map(|object| match ObjectName::parse(object.key.as_str()) {
+                Parsed::Known(ObjectName::InLineage(_, LineageObject::Manifest(id) | LineageObject::Mark(id, ..))) => {
+                    Some(id)
+                }
+                _ => None,
+            })
+            .collect();
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+
     /// What a mark says.
     pub async fn mark_document(&self, mark: &Mark) -> RepositoryResult<MarkDocument> {
         let key = self.keys().key(&LineageObject::Mark(mark.backup.clone(), mark.number, mark.what));

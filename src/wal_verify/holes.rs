@@ -4,7 +4,7 @@ use recovery::{Branch, branches};
 use wal::{Gap, Lsn, SegmentName, SegmentNumber};
 
 use super::survey::Survey;
-use super::{KnownGap, Problem, VerifyReport, VerifyRequest, gap};
+use super::{KnownEnd, KnownGap, Problem, VerifyReport, VerifyRequest, gap};
 use crate::repository::LineageRepository;
 use crate::repository::layout::LineageObject;
 
@@ -36,7 +36,9 @@ pub(super) fn look(lineage: &LineageRepository, survey: &Survey, request: &Verif
         }
         report.problems.extend(rest.into_iter().flat_map(|part| missing(lineage, part)));
     }
-    report.problems.extend(end_is_missing(lineage, survey, request));
+    let end = end_is_missing(lineage, survey, request);
+    report.lacks_known_end = end.is_some();
+    report.problems.extend(end);
 }
 
 fn holes_of(branch: &Branch<'_>, survey: &Survey) -> Vec<Gap> {
@@ -92,9 +94,9 @@ fn missing(lineage: &LineageRepository, hole: Gap) -> Vec<Problem> {
     problems
 }
 
-/// A daemon that runs knows how far it has stored WAL: what was removed at the very end leaves no hole.
+/// What was removed at the very end leaves no hole: a daemon that runs knows how far it has stored WAL, a backup what it needs.
 fn end_is_missing(lineage: &LineageRepository, survey: &Survey, request: &VerifyRequest) -> Option<Problem> {
-    let (timeline, known) = request.known_end?;
+    let KnownEnd { timeline, lsn: known, because } = request.known_end?;
     let branch = Branch::new(&survey.catalog, timeline);
     if branch.next_stored(known.saturating_sub(1)).is_some() {
         return None;
@@ -107,6 +109,6 @@ fn end_is_missing(lineage: &LineageRepository, survey: &Survey, request: &Verify
         from_lsn: None,
         to_lsn: Some(known),
         object: key.to_string(),
-        what: format!("the daemon has stored WAL up to {known}, and it is not there"),
+        what: format!("{because} up to {known}, and it is not there"),
     })
 }

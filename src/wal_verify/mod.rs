@@ -36,8 +36,19 @@ pub struct VerifyRequest {
     pub quick: bool,
     /// How many pieces are read at a time; each takes a few megabytes of memory.
     pub jobs: usize,
-    /// What a daemon knows to be stored: end of the newest WAL on this timeline.
-    pub known_end: Option<(TimelineId, Lsn)>,
+    /// Up to where WAL must be there, though nothing that is stored behind it says so.
+    pub known_end: Option<KnownEnd>,
+}
+
+/// WAL that somebody knows of.
+#[derive(Clone, Copy, Debug)]
+pub struct KnownEnd {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// First byte behind it.
+    pub lsn: Lsn,
+    /// Who knows, in words: `the daemon has stored WAL`.
+    pub because: &'static str,
 }
 
 /// How far a verification is.
@@ -90,6 +101,8 @@ pub struct VerifyReport {
     pub gaps: Vec<KnownGap>,
     /// Everything that is wrong, by timeline and position.
     pub problems: Vec<Problem>,
+    /// Whether the WAL right before the known end is among what is wrong.
+    pub lacks_known_end: bool,
 }
 
 impl VerifyReport {
@@ -108,17 +121,24 @@ pub async fn run(
     request: &VerifyRequest,
     progress: &watch::Sender<VerifyProgress>,
 ) -> Result<VerifyReport> {
+    look(lineage, request, progress).await.map_err(|error| failed(lineage, error))
+}
+
+/// As [`run`], for those who tell errors themselves.
+pub async fn look(
+    lineage: &LineageRepository,
+    request: &VerifyRequest,
+    progress: &watch::Sender<VerifyProgress>,
+) -> std::result::Result<VerifyReport, RepositoryError> {
     let mut report = VerifyReport::default();
-    let survey = Survey::of(lineage, &mut report.problems).await.map_err(|error| failed(lineage, error))?;
+    let survey = Survey::of(lineage, &mut report.problems).await?;
     holes::look(lineage, &survey, request, &mut report);
     let range = Range { from: request.from, to: request.to, timeline: request.timeline };
     let units = units(&survey, range, lineage.segment_size());
     report.segments = units.iter().map(Unit::segments).sum();
     report.tails = units.iter().filter(|unit| unit.tail.is_some()).count() as u64;
     if !request.quick {
-        read(lineage, &survey, units, request.jobs, progress, &mut report)
-            .await
-            .map_err(|error| failed(lineage, error))?;
+        read(lineage, &survey, units, request.jobs, progress, &mut report).await?;
     }
     report.problems.sort();
     report.problems.dedup();

@@ -111,7 +111,10 @@ async fn a_piece_of_a_tail_that_is_gone_is_a_hole() {
 async fn what_was_removed_at_the_very_end_is_missed_by_who_stored_it() {
     let fixture = Fixture::new().await;
     let end = fixture.lineage.catalog().await.unwrap().coverage.ranges(timeline(1)).next().unwrap().end;
-    let known = VerifyRequest { known_end: Some((timeline(1), end)), ..REQUEST };
+    let known = VerifyRequest {
+        known_end: Some(KnownEnd { timeline: timeline(1), lsn: end, because: "the daemon has stored WAL" }),
+        ..REQUEST
+    };
     assert!(fixture.verify(known).await.is_ok());
     let last = *fixture.lineage.inventory().await.unwrap().tails.keys().last().unwrap();
     let key = fixture.lineage.keys().key(&LineageObject::Tail(last));

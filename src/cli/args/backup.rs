@@ -16,8 +16,8 @@ pub enum Backup {
         /// Its id, the start of it, or `latest`
         id: String,
     },
-    /// Read a backup and compare (not available in this version)
-    Verify(Rest),
+    /// Read every byte of a backup and prove it
+    Verify(BackupVerify),
     /// Pin a backup (not available in this version)
     Keep(Rest),
     /// Unpin a backup (not available in this version)
@@ -51,6 +51,25 @@ pub struct BackupNow {
     /// At most so many bytes per second, as in 50MB/s
     #[arg(long, value_name = "RATE", value_parser = crate::config::values::rate)]
     pub max_rate: Option<u64>,
+}
+
+/// `backup verify`
+#[derive(Args, Debug)]
+pub struct BackupVerify {
+    /// Its id, the start of it, or `latest`; default: latest
+    pub id: Option<String>,
+    /// Every backup
+    #[arg(long, conflicts_with = "id")]
+    pub all: bool,
+    /// From listings alone: look for what is missing or has another length, read no data
+    #[arg(long)]
+    pub quick: bool,
+    /// Packs read at the same time; each takes about 70 MB of memory
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub jobs: u16,
+    /// Only report: put no mark on the backup
+    #[arg(long)]
+    pub no_mark: bool,
 }
 
 /// How a backup is read from the server.

@@ -142,6 +142,8 @@ pub struct WindowSummary {
 pub struct BackupsSummary {
     /// Committed ones.
     pub count: usize,
+    /// Those in which damage was found.
+    pub damaged: usize,
     /// The newest.
     pub last: Option<BackupSummary>,
     /// The one in progress.
@@ -202,8 +204,10 @@ pub struct BackupSummary {
     pub files: Option<u64>,
     /// Pinned by hand.
     pub keep: bool,
-    /// Whether damage was found.
+    /// Whether damage was found: on the server when it was taken, or by a verification.
     pub damaged: bool,
+    /// When it was last read whole and found right.
+    pub verified_at: Option<PgTime>,
     /// What people wrote on it.
     pub annotations: BTreeMap<String, String>,
     /// The last moment that is reached from it.
