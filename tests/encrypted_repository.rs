@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use pgvault::codec::digest::sha256;
 use pgvault::codec::encryption::{DataKey, Generation, encrypt, open_blocks};
+use serde_json::Value;
 use zeroize::Zeroizing;
 
 use crate::support::pg::{give_to_server_user, major};
@@ -119,6 +120,10 @@ fn what_was_stored_before_a_rotation_is_restored_with_what_came_after_and_nothin
     scene.paused_is_exact(&oracle, &["--target-time", &time, "--backup", first["id"].as_str().unwrap()], &at);
     scene.paused_is_exact(&oracle, &["--target-time", &time, "--backup", second["id"].as_str().unwrap()], &at);
     scene.installed.ok(["wal", "verify", "main"]);
+    for backup in [&first, &second] {
+        scene.installed.ok(["backup", "verify", backup["id"].as_str().unwrap()]);
+    }
+    two_packs_in_each_others_place_are_found(&scene.installed, &second);
 
     // The reader that was written from the format page alone.
     let file = scene.installed.state.join("identity.txt");
@@ -135,6 +140,24 @@ fn what_was_stored_before_a_rotation_is_restored_with_what_came_after_and_nothin
     assert!(stderr(&refused).contains("give --identity"), "{}", stderr(&refused));
 
     who_has_no_key_is_told_so(&scene, secret);
+}
+
+/// Their blocks open in either place: the name and the chunks tell.
+fn two_packs_in_each_others_place_are_found(installed: &Pgvault, backup: &Value) {
+    let packs = files_below(&installed.repository.join("main/packs"));
+    let [one, other] = [&packs[0], &packs[1]];
+    let swap = || {
+        let (first, second) = (fs::read(one).unwrap(), fs::read(other).unwrap());
+        for (path, bytes) in [(one, second), (other, first)] {
+            fs::remove_file(path).unwrap();
+            fs::write(path, bytes).unwrap();
+            give_to_server_user(path);
+        }
+    };
+    swap();
+    let (code, report) = installed.json(&["backup", "verify", backup["id"].as_str().unwrap()]);
+    assert_eq!(code, 9, "{report}");
+    swap();
 }
 
 fn who_has_no_key_is_told_so(scene: &Scene, secret: &str) {

@@ -167,8 +167,12 @@ impl EncryptedStorage {
     /// Whether an object may lie in the clear. Where everything is encrypted from the beginning, one that is not was put
     /// there by somebody else.
     fn may_be_clear(&self, key: &ObjectKey) -> StorageResult<()> {
-        let exempt =
-            || matches!(ObjectName::parse(key.as_str()), Parsed::Known(ObjectName::Marker | ObjectName::KeyRing(_)));
+        let exempt = || {
+            matches!(
+                ObjectName::parse(key.as_str()),
+                Parsed::Known(ObjectName::Marker | ObjectName::EncryptedSince | ObjectName::KeyRing(_))
+            )
+        };
         match &*self.cipher {
             Cipher::On(ring) if !ring.began_unencrypted() && !exempt() => {
                 Err(self.corrupt(key, "it is not encrypted, and everything in this repository is"))

@@ -18,11 +18,16 @@ pub const MARKER: &str = "pgvault-repository.json";
 /// Prefix of the key ring.
 pub const KEYS_PREFIX: &str = "keys/";
 
+/// Key of the note that a repository was encrypted after it had begun.
+pub const ENCRYPTED_SINCE: &str = "pgvault-encrypted.json";
+
 /// What a key names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ObjectName {
     /// `pgvault-repository.json`.
     Marker,
+    /// `pgvault-encrypted.json`.
+    EncryptedSince,
     /// A generation of the key ring.
     KeyRing(u32),
     /// A pack, shared by the lineages of its cluster.
@@ -156,6 +161,7 @@ impl ObjectName {
     pub fn key(&self) -> ObjectKey {
         match self {
             Self::Marker => key(MARKER.to_owned()),
+            Self::EncryptedSince => key(ENCRYPTED_SINCE.to_owned()),
             Self::KeyRing(generation) => key(format!("keys/{generation}.json")),
             Self::Pack(cluster, sha256) => key(format!("{}{}", packs_prefix(cluster), hex::encode(sha256))),
             Self::InLineage(keys, object) => keys.key(object),
@@ -201,6 +207,9 @@ impl ObjectName {
     fn parse_plain(text: &str) -> Option<Self> {
         if text == MARKER {
             return Some(Self::Marker);
+        }
+        if text == ENCRYPTED_SINCE {
+            return Some(Self::EncryptedSince);
         }
         let (first, rest) = text.split_once('/')?;
         if first == "keys" {

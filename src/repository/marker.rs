@@ -80,3 +80,26 @@ pub(super) async fn create_or_open(
         PutNew::Taken => open(objects).await,
     }
 }
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct EncryptedSince {
+    since: PgTime,
+}
+
+/// Whether a repository that began in the clear says that it was encrypted later.
+pub(super) async fn was_encrypted(objects: &Objects) -> RepositoryResult<bool> {
+    Ok(objects.find(&ObjectName::EncryptedSince.key()).await?.is_some())
+}
+
+/// Notes it, beside the key ring: when all of that is lost, no other one must be begun in its place.
+pub(super) async fn note_encrypted(objects: &Objects, now: PgTime) -> RepositoryResult<()> {
+    if was_encrypted(objects).await? {
+        return Ok(());
+    }
+    let key = ObjectName::EncryptedSince.key();
+    let document = seal_with_features("encrypted", &[ENCRYPTION], &EncryptedSince { since: now });
+    let document = Bytes::from(document.map_err(|error| RepositoryError::mismatch(&key, error))?);
+    let digest = sha256(&document);
+    // Taken is as good: another writer has noted it.
+    objects.put_in_the_clear(&key, Body::Bytes(document), digest).await.map(|_| ())
+}

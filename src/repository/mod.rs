@@ -135,6 +135,7 @@ impl Repository {
             None if !options.encryption.recipients.is_empty() => {
                 let began_unencrypted = match marker::open(&plain).await {
                     Ok(marker) if marker.encrypted => return Err(KeyError::KeyRingGone.into()),
+                    Ok(_) if marker::was_encrypted(&plain).await? => return Err(KeyError::KeyRingGone.into()),
                     Ok(_) => true,
                     Err(error) if error.is_not_found() => false,
                     Err(error) => return Err(error),
@@ -143,6 +144,9 @@ impl Repository {
             }
             ring => ring,
         };
+        if ring.as_ref().is_some_and(KeyRing::began_unencrypted) {
+            marker::note_encrypted(&plain, now).await?;
+        }
         let encrypted = ring.as_ref().is_some_and(|ring| !ring.began_unencrypted());
         let marker = marker::create_or_open(&plain, now, id, encrypted).await?;
         Self::of(storage, options, marker, ring)

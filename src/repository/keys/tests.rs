@@ -204,6 +204,11 @@ async fn encryption_that_is_turned_on_later_leaves_what_is_there_readable_and_ca
     assert_eq!(encrypted.objects().content_len(&key(A), 200_000).await.unwrap(), 200_000);
     let stored = store.head(&key(B)).await.unwrap().unwrap();
     assert_eq!(encrypted.objects().content_len(&key(B), stored).await.unwrap(), 200_000);
+    // The whole key ring is lost: no other one is begun in its place, and what it opened is not absent.
+    store.delete(&[key("keys/1.json")]).await.unwrap();
+    assert_eq!(key_error(create(&store, options(&[&own], Some(&own))).await), KeyError::KeyRingGone);
+    let unaware = open(&store, options(&[], None)).await.unwrap();
+    assert!(unaware.objects().get(&key(B)).await.unwrap_err().is_no_key());
 }
 
 fn part(content: &Bytes, range: &Range<u64>) -> Bytes {

@@ -190,3 +190,24 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_bound_name_leaves_out_what_is_made_of_the_stored_bytes() {
+    let (backup, sha256) = ("20261119T020512-3f2a".parse::<BackupId>().unwrap(), [0xCD; 32]);
+    let short = ShortHash::of(&sha256);
+    let below = |object: LineageObject| ObjectName::bound(&keys().key(&object));
+    let prefix = keys().prefix();
+    let pack = ObjectName::Pack(ClusterName::new("main").unwrap(), sha256).key();
+    assert_eq!(ObjectName::bound(&pack), "main/packs/*");
+    let folder = format!("{prefix}backups/{backup}");
+    assert_eq!(below(LineageObject::FilePart(backup.clone(), 7, short)), format!("{folder}/files/00007-*.zst"));
+    assert_eq!(
+        below(LineageObject::PostgresManifest(backup.clone(), short)),
+        format!("{folder}/backup_manifest-*.zst")
+    );
+    let refused = keys().conflict_key(&sha256, &pack);
+    assert_eq!(ObjectName::bound(&refused), format!("{prefix}conflict/*-main_packs_{}", "cd".repeat(32)));
+    for object in [LineageObject::Document, LineageObject::Segment(segment()), LineageObject::Manifest(backup)] {
+        assert_eq!(below(object.clone()), keys().key(&object).as_str());
+    }
+}
