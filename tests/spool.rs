@@ -339,7 +339,11 @@ fn what_no_checksum_proves_is_taken_from_the_server() {
     let send = |spool: &Spool, bytes: &[u8]| {
         let (_, durable) = spool.durable().unwrap();
         let mut segment = spool.resume(name, durable).unwrap();
-        bytes.chunks(777).find_map(|piece| segment.write(piece).err())
+        bytes.chunks(777).find_map(|piece| {
+            let written = segment.write(piece);
+            assert!(segment.is_settled() || segment.position() < durable, "proven by what follows");
+            written.err()
+        })
     };
     let dir = tempfile::tempdir().unwrap();
     let mut torn = wal.segment(index).to_vec();
@@ -350,10 +354,13 @@ fn what_no_checksum_proves_is_taken_from_the_server() {
     let (_, durable) = spool.durable().unwrap();
     let end = usize::try_from(durable.bytes_since(wal.lsn(index))).unwrap();
     assert!(fs::read(partial(dir.path(), name)).unwrap()[..end] == wal.segment(index)[..end], "the server's bytes");
-    // Another history shows in the first record that is proven.
+    // Another history shows in the first record that is proven, and until then has replaced nothing.
     let mut other = wal.segment(index).to_vec();
     other[proven + 30] ^= 1;
+    other[150] ^= 1;
     assert!(matches!(send(&spool, &other), Some(WriteError::Divergence { .. })));
+    assert!(fs::read(partial(dir.path(), name)).unwrap()[..end] == wal.segment(index)[..end], "ours stays");
+    other[150] ^= 1;
     // With the segment before it everything is proven.
     drop(spool);
     fs::write(dir.path().join(wal.name(index - 1).to_string()), wal.segment(index - 1)).unwrap();
@@ -361,6 +368,32 @@ fn what_no_checksum_proves_is_taken_from_the_server() {
     other[proven + 30] ^= 1;
     other[150] ^= 1;
     assert!(matches!(send(&spool, &other), Some(WriteError::Divergence { .. })));
+}
+
+#[test]
+fn a_complete_segment_that_is_sent_again_is_compared_and_not_written() {
+    let wal = RealWal::get();
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join(wal.name(1).to_string()), wal.segment(1)).unwrap();
+    let spool = wal.open(dir.path());
+    assert!(spool.sent_again(wal.name(2)).unwrap().is_none(), "not held");
+    let send = |bytes: &[u8]| {
+        let mut again = spool.sent_again(wal.name(1)).unwrap().expect("held whole");
+        let mut left = bytes;
+        while !again.is_over() {
+            let taken = again.compare(&left[..left.len().min(777)])?;
+            left = &left[taken..];
+        }
+        Ok::<usize, WriteError>(left.len())
+    };
+    let beyond = [wal.segment(1), wal.segment(2)].concat();
+    assert_eq!(send(&beyond).unwrap(), wal.segment(2).len(), "what comes after it is not its own");
+    let mut other = wal.segment(1).to_vec();
+    let last = other.len() - 1;
+    other[last] ^= 1;
+    let at = wal.lsn(1).saturating_add(last as u64);
+    assert!(matches!(send(&other), Err(WriteError::Divergence { at: found, .. }) if found == at));
+    assert!(fs::read(dir.path().join(wal.name(1).to_string())).unwrap() == wal.segment(1));
 }
 
 #[test]

@@ -117,6 +117,12 @@ impl ReplicationConnection {
         self.query(&format!("CREATE_REPLICATION_SLOT \"{name}\" PHYSICAL {reserve}")).await.map(drop)
     }
 
+    /// Makes a slot that keeps no WAL and is gone with this connection. [`PgError::is_duplicate_slot`] when the server has one
+    /// of this name, whoever made it.
+    pub async fn create_temporary_slot(&mut self, name: &SlotName) -> Result<(), PgError> {
+        self.query(&format!("CREATE_REPLICATION_SLOT \"{name}\" TEMPORARY PHYSICAL")).await.map(drop)
+    }
+
     /// Where a slot stands: `None` when there is no such slot. PostgreSQL 15 and later; on 14 an error with SQLSTATE
     /// 0A000 or 42601 (use SQL).
     pub async fn read_slot(&mut self, name: &SlotName) -> Result<Option<SlotPosition>, PgError> {

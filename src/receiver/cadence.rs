@@ -52,9 +52,15 @@ fn parse_duration(text: &str) -> Option<Duration> {
 /// What is reported to the server.
 ///
 /// `flush` is what is durable, and never more than the server has sent (again) in this session: what is held from before
-/// counts once it was compared. `apply` is nothing unless asked for: no row can be read from an archive.
-pub(super) fn report(received: Lsn, durable: Lsn, report_apply: bool, reply_requested: bool) -> StatusUpdate {
-    let flush = durable.min(received);
+/// counts once it was compared. Before `from` nothing is reported as flushed: the slot stands there, and would go back
+/// (`PhysicalConfirmReceivedLocation`, walsender.c). `apply` is nothing unless asked for: no row can be read from an archive.
+pub(super) fn report(
+    (received, durable): (Lsn, Lsn),
+    from: Lsn,
+    report_apply: bool,
+    reply_requested: bool,
+) -> StatusUpdate {
+    let flush = if received < from { Lsn::INVALID } else { durable.min(received) };
     StatusUpdate { write: received, flush, apply: if report_apply { flush } else { Lsn::INVALID }, reply_requested }
 }
 
@@ -79,12 +85,14 @@ mod tests {
     fn flush_is_never_ahead_of_the_disk_nor_of_what_was_sent() {
         let at = Lsn::new;
         let told = |received, durable, apply| {
-            let update = report(at(received), at(durable), apply, false);
+            let update = report((at(received), at(durable)), at(30), apply, false);
             (update.write.as_u64(), update.flush.as_u64(), update.apply.as_u64())
         };
         assert_eq!(told(100, 60, false), (100, 60, 0));
         assert_eq!(told(100, 60, true), (100, 60, 60));
         // Held from before and not sent again yet.
         assert_eq!(told(40, 60, false), (40, 40, 0));
+        // Of the segment before, which is only compared.
+        assert_eq!(told(29, 60, true), (29, 0, 0));
     }
 }

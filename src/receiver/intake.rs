@@ -6,7 +6,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use wal::{Lsn, SegmentName, TimelineId};
 
 use super::syncer::{Positions, Syncer, Tell};
-use crate::spool::{Held, HeldPrefix, SegmentFile, Space, Spool, SpoolError, SyncHandle, WriteError};
+use crate::spool::{Held, HeldPrefix, SegmentFile, SentAgain, Space, Spool, SpoolError, SyncHandle, WriteError};
 
 /// Takes in the WAL of one timeline, from a segment start on.
 #[derive(Debug)]
@@ -21,6 +21,21 @@ pub(super) struct Intake {
     space: Space,
     /// What another timeline's file says of the first segment's beginning.
     prefix: Option<HeldPrefix>,
+    /// The segment before, which the server sends again for us to compare.
+    again: Option<SentAgain>,
+    /// Where what is taken in begins: what comes before is only compared.
+    from: Lsn,
+    /// Where what was held before ends.
+    held: Lsn,
+}
+
+/// What is known of the first bytes that a server will send: they must be the same.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// The beginning of a new timeline's first segment, which it has in common with its parent.
+    pub(super) prefix: Option<HeldPrefix>,
+    /// The whole segment before the one to go on with.
+    pub(super) again: Option<SentAgain>,
 }
 
 #[derive(Debug)]
@@ -30,18 +45,19 @@ struct Spare {
 }
 
 impl Intake {
-    /// Goes on with what is held of the segment at `start`, or begins it. `prefix` is what is known of a new one's
-    /// beginning: the bytes that a timeline has in common with its parent. With `synchronous`, segments are written with
-    /// zeros ahead of time, so that a sync has nothing but the new bytes to write.
+    /// Goes on with what is held of the segment at `start`, or begins it. `known` is what the server's bytes are compared
+    /// with before anything of them is taken in. With `synchronous`, segments are written with zeros ahead of time, so that a
+    /// sync has nothing but the new bytes to write.
     pub(super) async fn open(
         spool: Spool,
         timeline: TimelineId,
         start: Lsn,
-        prefix: Option<HeldPrefix>,
+        known: Known,
         synchronous: bool,
     ) -> Result<Self, WriteError> {
+        let Known { prefix, again } = known;
         let name = SegmentName::containing(timeline, start, spool.segment_size());
-        let (current, durable) = match spool.get(name) {
+        let (current, held) = match spool.get(name) {
             Some(Held::Open { durable } | Held::Left { end: durable }) => {
                 let spool = spool.clone();
                 (Some(blocking(move || spool.resume(name, durable)).await?), durable)
@@ -49,20 +65,33 @@ impl Intake {
             // Begun with the first byte, not before: a server that refuses leaves no empty file behind.
             Some(Held::Complete) | None => (None, start),
         };
-        let syncer = Syncer::start(start, durable);
+        // What is not settled is not told before it is: until then it counts for nothing in this session.
+        let settled = current.as_ref().is_none_or(SegmentFile::is_settled);
+        let position = again.as_ref().map_or(start, SentAgain::start);
+        let syncer = Syncer::start(position, if settled { held } else { start });
         let space = if synchronous { Space::Written } else { Space::Reserved };
-        Ok(Self { spool, timeline, position: start, current, spare: None, syncer, space, prefix })
+        Ok(Self { spool, timeline, position, current, spare: None, syncer, space, prefix, again, from: start, held })
     }
 
     /// Takes in the next bytes.
     pub(super) async fn write(&mut self, mut bytes: &[u8]) -> Result<(), WriteError> {
         while !bytes.is_empty() {
+            if let Some(again) = &mut self.again {
+                let taken = again.compare(bytes)?;
+                bytes = &bytes[taken..];
+                self.position = again.position();
+                self.syncer.compared(self.position);
+                self.again.take_if(|again| again.is_over());
+                continue;
+            }
             let segment = self.segment().await?;
             let taken = segment.write(bytes)?;
             bytes = &bytes[taken..];
-            let (position, open) = (segment.position(), segment.sync_handle());
+            let (position, settled, open) = (segment.position(), segment.is_settled(), segment.sync_handle());
             self.position = position;
-            self.written(open);
+            if settled {
+                self.written(open);
+            }
         }
         Ok(())
     }
@@ -162,9 +191,14 @@ impl Intake {
         self.position
     }
 
-    /// First byte that a power loss might take.
-    pub(super) fn durable(&self) -> Lsn {
-        self.syncer.durable()
+    /// Where what is taken in begins: what the server sends before is only compared.
+    pub(super) fn from(&self) -> Lsn {
+        self.from
+    }
+
+    /// Where what was held before this intake began ends.
+    pub(super) fn held(&self) -> Lsn {
+        self.held
     }
 
     /// Whether everything received is durable.

@@ -38,7 +38,7 @@ pub use start::{BeyondFork, Conflict, Position, ServerPosition, Start};
 
 use self::cadence::Cadence;
 use self::follow::{Follower, Source, elsewhere};
-use self::intake::Intake;
+use self::intake::{Intake, Known};
 use self::session::{Session, SessionEnd};
 use self::trouble::{Pause, Trouble};
 use crate::clock::Clock;
@@ -67,6 +67,8 @@ pub(crate) struct Receiver {
     pub(crate) stored: Option<(TimelineId, Lsn)>,
     /// WAL that the server said it has no more, and how often it said so.
     pub(crate) removed: Option<Removed>,
+    /// Where streaming goes on without the segment before being sent again: the server has removed it.
+    pub(crate) unprovable: Option<(TimelineId, Lsn)>,
     /// The server would not stream from the slot.
     pub(crate) slot_refused: bool,
     /// What had become of the slot when it was last made anew.
@@ -79,6 +81,8 @@ pub(crate) struct Receiver {
     pub(crate) loyal_to: Option<usize>,
     /// The same on disk.
     pub(crate) loyalty: Loyalty,
+    /// The member that was streamed from last.
+    pub(crate) last: Option<usize>,
     /// Since when no member could be streamed from.
     pub(crate) without_since: Option<Instant>,
     /// The newest timeline that was streamed, or held when we began.
@@ -92,6 +96,7 @@ struct Ready {
     stream: WalStream,
     intake: Intake,
     timeline: TimelineId,
+    /// Where streaming goes on: what comes before it is only compared.
     start: Lsn,
     server_end: Lsn,
     cadence: Cadence,
@@ -112,7 +117,7 @@ impl Receiver {
         let mut backoff = Backoff::default();
         let options = ConnectOptions::new(self.settings.conninfo.clone(), self.settings.application_name.clone());
         let mut follower = Follower::new(options, self.witness.clone());
-        self.remember(&follower);
+        self.remember(&follower).await;
         while !stop.is_cancelled() {
             let begun = Instant::now();
             let pause = match self.attempt(&mut follower, &stop).await {
@@ -173,8 +178,9 @@ impl Receiver {
             () = stop.cancelled() => return Ok(Ended::Session(SessionEnd::Asked)),
         };
         let Ready { stream, intake, timeline, start, server_end, cadence, source } = ready;
+        let compared_from = intake.position();
         tracing::info!(cluster = %self.settings.cluster, %timeline, %start, host = follower.host(source.member), "streaming");
-        self.stream_begins(source);
+        self.stream_begins(source).await;
         let leave = stop.child_token();
         let session = Session {
             settings: &self.settings,
@@ -183,7 +189,7 @@ impl Receiver {
             board: &self.board,
             cadence,
             stop: &leave,
-            held_before: intake.durable(),
+            held_before: intake.held(),
             server_end,
             standby: source.standby,
             until: source.until,
@@ -202,7 +208,7 @@ impl Receiver {
             }
         };
         self.loyal_to = source.stays_with(self.loyal_to, loyal);
-        self.after_session(timeline, start, source, &ended)?;
+        self.after_session(timeline, (compared_from, start), source, &ended)?;
         match ended? {
             SessionEnd::Asked if !stop.is_cancelled() => Ok(Ended::Elsewhere),
             ended => Ok(Ended::Session(ended)),
@@ -240,11 +246,12 @@ impl Receiver {
         let gap = self.board.read(|status| status.gaps.len()) > gaps;
         self.note_source(source, &host, version, timeline, &server, gap);
         let prefix = self.prefix_of(&server, timeline, start)?;
-        let intake = Intake::open(self.spool.clone(), timeline, start, prefix, self.settings.synchronous).await?;
+        let known = Known { prefix, again: self.sent_again_before(timeline, start)? };
+        let intake = Intake::open(self.spool.clone(), timeline, start, known, self.settings.synchronous).await?;
         let history = self.spool.history(timeline)?;
-        let durable = intake.durable();
+        let durable = intake.held();
         self.board.update(|status| status.followed = Some(FollowedBranch { history, durable }));
-        let started = connection.start_replication(slot.as_ref(), start, timeline).await;
+        let started = connection.start_replication(slot.as_ref(), intake.position(), timeline).await;
         self.slot_refused = matches!(&started, Err(error) if error.is_invalidated_slot());
         let stream = started?;
         self.without_since = None;
@@ -283,7 +290,7 @@ impl Receiver {
     fn after_session(
         &mut self,
         timeline: TimelineId,
-        start: Lsn,
+        (compared_from, start): (Lsn, Lsn),
         source: Source,
         ended: &Result<SessionEnd, Trouble>,
     ) -> Result<(), Trouble> {
@@ -293,6 +300,10 @@ impl Receiver {
                     self.spool.leave(name)?;
                 }
                 fault_point!("receiver.timeline_left");
+            }
+            Err(Trouble::Postgres(error)) if error.is_wal_removed() && compared_from < start => {
+                // It was only to be compared: what is needed next may be there all the same.
+                self.unprovable = Some((timeline, start));
             }
             Err(Trouble::Postgres(error)) if error.is_wal_removed() => {
                 let known =

@@ -2,18 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use wal::{Lsn, SegmentName, SegmentNumber, TimelineId, TimelinePath};
+use wal::{Lsn, SegmentName, SegmentNumber, TimelineHistory, TimelineId, TimelinePath};
 
 use super::Receiver;
 use super::follow::Source;
 use super::slot::{SlotFate, SlotFound, SlotUse};
 use super::start::{self, BeyondFork, Position, ServerPosition, Start};
 use super::trouble::Trouble;
-use crate::spool::{Held, HeldPrefix};
+use crate::spool::{Held, HeldPrefix, SentAgain, Spool};
 use crate::wal_pipeline::GapRecord;
 
 /// How often the same WAL may be missing on the server, though its slot claims to keep it, before we go on without it.
 const PATIENCE_WITH_MISSING_WAL: u32 = 3;
+
+/// A page of WAL: its header says nothing about its history, its records do.
+const PAGE: u64 = 8192;
 
 /// WAL that was asked for in vain.
 #[derive(Clone, Debug)]
@@ -150,20 +153,30 @@ impl Receiver {
         spooled.into_iter().chain(stored).max_by_key(|position| (position.timeline, position.end))
     }
 
-    /// What we hold of the beginning of a segment that a new timeline shares with its parent.
+    /// What we hold of the beginning of a segment that a new timeline shares with its ancestors: of several that were left in
+    /// it, the one of which most is held.
     pub(super) fn prefix_of(
         &self,
         server: &ServerPosition,
         timeline: TimelineId,
         start: Lsn,
     ) -> Result<Option<HeldPrefix>, Trouble> {
-        let size = self.spool.segment_size();
-        let parent = server.history.entries().iter().rev().find(|entry| entry.parent < timeline);
-        let Some(parent) = parent.filter(|parent| parent.switch_point > start) else { return Ok(None) };
-        let name = SegmentName::containing(parent.parent, start, size);
-        let Some(held) = self.spool.get(name) else { return Ok(None) };
-        let until = parent.switch_point.min(self.spool.end_of(name, held));
+        let Some((until, name)) = shared_with_ancestors(&self.spool, &server.history, timeline, start) else {
+            return Ok(None);
+        };
         Ok(Some(HeldPrefix::new(self.spool.open_for_reading(name)?, until)))
+    }
+
+    /// Where streaming goes on at a segment's first page, nothing would be sent again of what we hold, and a server with
+    /// another history under the same timeline could not be told: the segment before is sent again as well, where it is held.
+    pub(super) fn sent_again_before(&self, timeline: TimelineId, start: Lsn) -> Result<Option<SentAgain>, Trouble> {
+        let size = self.spool.segment_size();
+        let number = SegmentNumber::containing(start, size);
+        let name = SegmentName::new(timeline, number, size);
+        let enough = self.spool.get(name).is_some_and(|held| self.spool.end_of(name, held).bytes_since(start) > PAGE);
+        let before = number.previous().filter(|_| !enough && self.unprovable != Some((timeline, start)));
+        let Some(before) = before else { return Ok(None) };
+        Ok(self.spool.sent_again(SegmentName::new(timeline, before, size))?)
     }
 
     fn note_beyond_fork(&self, beyond: BeyondFork) {
@@ -174,5 +187,55 @@ impl Receiver {
                 status.beyond_fork.push(range);
             }
         });
+    }
+}
+
+/// What is held of the beginning of `timeline`'s segment at `start` under an ancestor's name: up to where, and the name.
+fn shared_with_ancestors(
+    spool: &Spool,
+    history: &TimelineHistory,
+    timeline: TimelineId,
+    start: Lsn,
+) -> Option<(Lsn, SegmentName)> {
+    let ancestors = history.reigns().take_while(|&(ancestor, _)| ancestor < timeline);
+    let held = ancestors.filter_map(|(ancestor, left)| {
+        let name = SegmentName::containing(ancestor, start, spool.segment_size());
+        let until = left.min(spool.end_of(name, spool.get(name)?));
+        (until > start).then_some((until, name))
+    });
+    held.max()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use wal::{SegmentSize, SystemIdentifier};
+
+    use super::*;
+    use crate::spool::SpoolOptions;
+
+    #[test]
+    fn of_several_forks_in_one_segment_the_longest_shared_beginning_is_compared() {
+        let dir = tempfile::tempdir().unwrap();
+        let segment_size = SegmentSize::new(1 << 20).unwrap();
+        let tli = |number| TimelineId::new(number).unwrap();
+        let at = Lsn::new;
+        let history = TimelineHistory::parse(tli(3), b"1\t0/100100\tx\n2\t0/100200\ty\n").unwrap();
+        let name = |timeline| SegmentName::containing(tli(timeline), at(0x10_0000), segment_size);
+        let shared = |held: &[u32]| {
+            let dir = dir.path().join(format!("{held:?}"));
+            fs::create_dir(&dir).unwrap();
+            for &timeline in held {
+                fs::write(dir.join(name(timeline).to_string()), vec![0; 1 << 20]).unwrap();
+            }
+            let system_identifier = SystemIdentifier::new(7);
+            let spool = Spool::open(SpoolOptions { dir, segment_size, system_identifier, max_size: None }).unwrap();
+            shared_with_ancestors(&spool, &history, tli(3), at(0x10_0000))
+        };
+        assert_eq!(shared(&[]), None);
+        assert_eq!(shared(&[1]), Some((at(0x10_0100), name(1))), "the timeline between was never received");
+        assert_eq!(shared(&[2]), Some((at(0x10_0200), name(2))));
+        assert_eq!(shared(&[1, 2]), Some((at(0x10_0200), name(2))));
     }
 }

@@ -71,6 +71,7 @@ impl Session<'_> {
         let teller = Teller {
             writer,
             positions: intake.positions(),
+            from: intake.from(),
             report_apply: self.settings.report_apply,
             clock: Arc::clone(self.clock),
             board: self.board.clone(),
@@ -270,7 +271,7 @@ impl Session<'_> {
             WalState::Streaming
         };
         let timeline = intake.timeline();
-        let position = intake.position().max(intake.durable());
+        let position = intake.position().max(intake.held());
         let change = |status: &mut crate::wal_pipeline::WalStatus| {
             status.state = state;
             status.timeline = Some(timeline);

@@ -103,6 +103,11 @@ impl Syncer {
         self.shared.wake_if_due(state);
     }
 
+    /// Bytes up to `position` are those that were held before: there is nothing to sync.
+    pub(super) fn compared(&self, position: Lsn) {
+        self.shared.state().position = position;
+    }
+
     /// The segment that was written is complete.
     pub(super) fn complete(&self, segment: CompleteSegment) {
         let mut state = self.shared.state();
@@ -118,11 +123,6 @@ impl Syncer {
         let mut state = self.shared.state();
         state.commit.want();
         self.shared.wake_if_due(state);
-    }
-
-    /// First byte that a power loss might take.
-    pub(super) fn durable(&self) -> Lsn {
-        self.shared.state().commit.durable()
     }
 
     /// Whether everything received is durable.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use wal::PgTime;
+use wal::{Lsn, PgTime};
 
 use super::cadence::report;
 use super::syncer::{Positions, Tell};
@@ -18,6 +18,8 @@ use crate::wal_pipeline::StatusBoard;
 pub(super) struct Teller {
     pub(super) writer: StatusWriter,
     pub(super) positions: Positions,
+    /// Where what is received counts from.
+    pub(super) from: Lsn,
     pub(super) report_apply: bool,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) board: StatusBoard,
@@ -32,8 +34,8 @@ impl Teller {
     }
 
     fn now(&self, ask: bool) -> (StatusUpdate, PgTime) {
-        let (received, durable) = self.positions.get();
-        (report(received, durable, self.report_apply, ask), PgTime::from(self.clock.now()))
+        let update = report(self.positions.get(), self.from, self.report_apply, ask);
+        (update, PgTime::from(self.clock.now()))
     }
 
     /// Notes on the board what is durable.

@@ -22,6 +22,7 @@ mod look;
 mod recover;
 mod replacement;
 mod segment_file;
+mod sent_again;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -39,6 +40,7 @@ pub use limit::{LEAST_SEGMENTS, SpoolUsage};
 pub use look::{SpoolView, Viewed};
 pub use replacement::Replacement;
 pub use segment_file::{CompleteSegment, HeldPrefix, SegmentFile, Space, SyncHandle, WriteError};
+pub use sent_again::SentAgain;
 
 use crate::durable::Written;
 use crate::fault_point;

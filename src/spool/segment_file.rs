@@ -25,6 +25,8 @@ pub struct SegmentFile {
     written_before: Lsn,
     /// Before this the file has the rest of a record whose beginning was never received: no checksum proves it.
     proven_from: Lsn,
+    /// What the server sent of that rest, until what follows it has proven to be what we hold.
+    retaken: Vec<u8>,
     active: bool,
 }
 
@@ -139,6 +141,7 @@ impl SegmentFile {
             held,
             written_before: start,
             proven_from: start,
+            retaken: Vec::new(),
             active: false,
         }
     }
@@ -183,21 +186,32 @@ impl SegmentFile {
     ///
     /// Bytes that are held already are compared; those in the file itself are not written again. But the rest of a record
     /// whose beginning is nowhere is taken from the server: after a power loss it can be anything, so a difference in it
-    /// says nothing, and another history shows in the first record of its own.
+    /// says nothing, and another history shows in the first record of its own. So it replaces what is in the file only when
+    /// everything that is held after it was sent again and is the same ([`SegmentFile::is_settled`]): until then neither is
+    /// known to be right, and ours stays.
     pub fn write(&mut self, bytes: &[u8]) -> Result<usize, WriteError> {
         let take = self.end.bytes_since(self.position).min(bytes.len() as u64);
         let take = usize::try_from(take).unwrap_or(bytes.len());
         let bytes = &bytes[..take];
         self.compare(bytes)?;
         let skip = usize::try_from(self.written_before.bytes_since(self.position)).unwrap_or(take).min(take);
-        let unproven = self.unproven(skip);
-        let offset = self.position.bytes_since(self.start);
-        self.file.write_all_at(&bytes[..unproven], offset).map_err(|error| self.io(error))?;
-        let offset = offset + skip as u64;
+        self.retaken.extend_from_slice(&bytes[..self.unproven(skip)]);
+        let offset = self.position.bytes_since(self.start) + skip as u64;
         self.file.write_all_at(&bytes[skip..], offset).map_err(|error| self.io(error))?;
+        let position = self.position.saturating_add(take as u64);
+        if position >= self.written_before {
+            self.file.write_all_at(&self.retaken, 0).map_err(|error| self.io(error))?;
+            self.retaken = Vec::new();
+        }
         fault_point!("spool.written");
-        self.position = self.position.saturating_add(take as u64);
+        self.position = position;
         Ok(take)
+    }
+
+    /// Whether everything in the file is proven, by its records or by the server. Until then nothing may be synced or
+    /// reported of it in this session.
+    pub fn is_settled(&self) -> bool {
+        self.proven_from <= self.start || self.position >= self.written_before
     }
 
     /// How many of the next `count` bytes are not proven by anything.

@@ -124,7 +124,13 @@ fn a_recovery_to_before_the_last_failover_goes_on_in_a_new_lineage() {
     write(&members.nodes[2], "three");
     let timeline = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)";
     assert_eq!(members.nodes[2].sql(timeline), "00000003");
+    let slots = "SELECT count(*) FROM pg_replication_slots";
+    let running = vault.start(&members.nodes[2].conninfo());
+    running.wait("refused", |status| status.state.needs_a_person());
+    running.stop();
+    assert_eq!(members.nodes[2].sql(slots), "0", "a slot on a server that is refused would keep its WAL for nobody");
     refused_then_begun(&vault, &members.nodes[2], &["timeline 3 does not descend from timeline 2"]);
+    assert_eq!(members.nodes[2].sql(slots), "1");
     // The old lineage is whole, to its last byte.
     let lineages = vault.keys();
     assert!(

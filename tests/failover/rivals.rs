@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use pgvault::error::ErrorCode;
-use pgvault::wal_pipeline::WalStatus;
+use pgvault::wal_pipeline::{WalState, WalStatus};
 use wal::{Lsn, TimelineId};
 
-use crate::support::members::{Members, assert_whole, flushed, history_of};
+use crate::support::members::{Members, assert_whole, flushed, history_of, wait};
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::proxy::Proxy;
 use crate::support::vault::{Running, Vault};
@@ -106,6 +106,63 @@ fn of_two_primaries_ours_is_kept_until_one_of_them_is_gone() {
     running.stop();
     assert_whole(&vault, &members.nodes[1], 2, end);
     assert_whole(&vault, &members.nodes[0], 1, ahead);
+}
+
+#[test]
+fn two_standbys_promoted_at_one_position_are_two_servers() {
+    let dir = test_dir();
+    let mut members = Members::start(dir.path(), 3, 15, &[]);
+    let vault = Vault::new(dir.path());
+    let running = begin(&members, &vault);
+    let end = fill(&members.nodes[0], "one");
+    running.wait_shipped(end);
+    // Both have everything, its last checkpoint too.
+    assert!(members.nodes[0].stop("fast", Duration::from_secs(60)));
+    let replayed = |node: &PgNode| node.sql("SELECT pg_last_wal_replay_lsn()");
+    wait("both have all", || replayed(&members.nodes[1]) == replayed(&members.nodes[2]));
+    members.nodes[1].promote();
+    members.nodes[2].promote();
+    assert_eq!(history_of(&members.nodes[1], 2), history_of(&members.nodes[2], 2), "they tell the same");
+    let status = running.wait("the conflict is told", |status| status.conflict.is_some() && status.streaming());
+    let (_, port) = status.source.clone().unwrap();
+    let (ours, other) = if port == members.nodes[1].port { (1, 2) } else { (2, 1) };
+    let said = status.conflict.unwrap().to_string();
+    assert!(said.contains(&format!("followed: 127.0.0.1:{port}")), "{said}");
+    assert!(said.contains(&format!("not followed: 127.0.0.1:{}", members.nodes[other].port)), "{said}");
+    let end = fill(&members.nodes[ours], "ours");
+    running.wait_shipped(end);
+    while fill(&members.nodes[other], "other") < end.saturating_add(1 << 20) {}
+    // A restart decides nothing that nobody has decided.
+    running.stop();
+    let running = vault.start(&members.conninfo());
+    running.wait("still ours", |status| streams(status, &members.nodes[ours], 2) && status.conflict.is_some());
+    let end = fill(&members.nodes[ours], "ours still");
+    running.wait_shipped(end);
+    // With ours gone the other one is asked, and its WAL is not what we hold: nothing of it is taken in.
+    members.nodes[ours].kill();
+    running.wait("divergence", |status| status.state == WalState::Diverged);
+    running.stop();
+    members.nodes[ours].start();
+    assert_whole(&vault, &members.nodes[ours], 2, end);
+}
+
+#[test]
+fn one_server_under_two_names_is_no_conflict() {
+    let dir = test_dir();
+    let members = Members::start(dir.path(), 1, 15, &[("log_replication_commands", "on")]);
+    let node = &members.nodes[0];
+    node.sql("CREATE TABLE t (n int, pad text)");
+    let vault = Vault::new(dir.path());
+    let running = vault.start(&format!("host=127.0.0.1,localhost port={0},{0} user=postgres", node.port));
+    running.wait_streaming();
+    // Under both names.
+    let asked = || node.log().matches("TEMPORARY PHYSICAL").count() >= 2;
+    wait("whether they are one", asked);
+    running.wait_shipped(fill(node, "one"));
+    let status = running.now();
+    assert!(status.streaming() && status.conflict.is_none(), "{status:#?}");
+    assert_eq!(node.sql("SELECT count(*) FROM pg_replication_slots"), "1", "nothing is left of the question");
+    running.stop();
 }
 
 /// The first member is reached through a proxy that can swallow everything.

@@ -7,10 +7,13 @@
 //! * A stream from a primary that still is one is not given up for another primary, whatever its timeline: a promotion
 //!   beside a living primary is a mistake more often than not, and following it cannot be undone, while the slot on the other
 //!   member keeps its WAL until a person, or a witness such as Patroni, has decided.
+//! * Of two primaries that tell the same of themselves and are two servers all the same ([`Apart`]), the one that was streamed
+//!   from is ours; when nobody knows, neither.
 //! * Without any primary, the standby that is furthest goes on sending what it has.
 
-use wal::{SegmentSize, SystemIdentifier, TimelineHistory};
+use wal::{SegmentSize, SystemIdentifier, TimelineHistory, TimelineId};
 
+use super::twins::Apart;
 use crate::primary::TargetSessionAttrs;
 use crate::receiver::start::{self, Position, ServerPosition, Start};
 
@@ -46,6 +49,8 @@ pub(in crate::receiver) struct Ours {
 pub(in crate::receiver) struct Leaning {
     /// The member that we stream from, or streamed from when a second primary appeared beside it.
     pub(in crate::receiver) loyal_to: Option<usize>,
+    /// The member that was streamed from last: ours, where nothing else tells two servers apart.
+    pub(in crate::receiver) last: Option<usize>,
     /// Whom a second witness (Patroni) calls the leader.
     pub(in crate::receiver) leader: Option<usize>,
     /// Whether a standby will do: not at once, since a primary that restarts is back in a moment.
@@ -112,6 +117,7 @@ pub(in crate::receiver) fn choose(
     seen: &[Option<&Seen>],
     ours: &Ours,
     leaning: Leaning,
+    apart: &Apart,
     wanted: TargetSessionAttrs,
 ) -> Decision {
     let all: Vec<Candidate<'_>> = seen
@@ -122,7 +128,7 @@ pub(in crate::receiver) fn choose(
     let stranger =
         |candidate: &&Candidate<'_>| ours.system_identifier.is_some_and(|id| id != candidate.seen.system_identifier);
     let strangers = all.iter().filter(stranger).map(|candidate| candidate.member).collect();
-    let primary = primary(&all, ours, leaning);
+    let primary = primary(&all, ours, leaning, apart);
     let standby = || standby(&all, ours, leaning);
     let chosen = match wanted {
         TargetSessionAttrs::Any if leaning.standby_will_do => primary.or_else(|| {
@@ -144,7 +150,7 @@ pub(in crate::receiver) fn choose(
             .max_by_key(|candidate| candidate.seen.position.history.timeline())
             .map_or(Choice::Nobody, |candidate| Choice::Refused(candidate.member)),
     };
-    Decision { choice, rivals: rivals(&all, primary, ours), strangers }
+    Decision { choice, rivals: rivals(&all, primary, ours, apart), strangers }
 }
 
 /// How far a member's WAL suits ours.
@@ -163,8 +169,8 @@ fn has_primary(all: &[Candidate<'_>]) -> bool {
     all.iter().any(|candidate| candidate.standing != Standing::Refused && !candidate.seen.in_recovery)
 }
 
-/// The primary to follow; `None` when there is none, or when two claim the same timeline with different histories.
-fn primary<'a>(all: &[Candidate<'a>], ours: &Ours, leaning: Leaning) -> Option<Candidate<'a>> {
+/// The primary to follow; `None` when there is none, or when two claim the same timeline and nobody knows which is ours.
+fn primary<'a>(all: &[Candidate<'a>], ours: &Ours, leaning: Leaning, apart: &Apart) -> Option<Candidate<'a>> {
     let primaries = || all.iter().copied().filter(|candidate| !candidate.seen.in_recovery);
     let best =
         primaries().map(|candidate| candidate.standing).filter(|&standing| standing > Standing::Refused).max()?;
@@ -174,14 +180,20 @@ fn primary<'a>(all: &[Candidate<'a>], ours: &Ours, leaning: Leaning) -> Option<C
         return Some(decided);
     }
     let timeline = |candidate: &Candidate<'_>| candidate.seen.position.history.timeline();
-    let highest = suitable.iter().map(timeline).max()?;
-    let mut top = suitable.iter().copied().filter(|candidate| timeline(candidate) == highest);
-    let first = top.next()?;
-    if top.all(|other| other.seen.position.history == first.seen.position.history) {
-        return Some(first);
-    }
+    let highest = suitable.iter().map(timeline).max();
     // Two promotions to the same number: neither is more ours than the other, but who stayed where we are is ours.
-    suitable.iter().copied().find(|candidate| Some(timeline(candidate)) == ours.held.map(|held| held.timeline))
+    let on_ours = ours.held.map(|held| held.timeline);
+    let the_one_on = |number: Option<TimelineId>| {
+        let there: Vec<Candidate<'a>> = suitable.iter().copied().filter(|one| Some(timeline(one)) == number).collect();
+        let one_server = there.iter().all(|other| same_server(&there[0], other, apart));
+        there.first().copied().filter(|_| one_server)
+    };
+    the_one_on(highest).or_else(|| the_one_on(on_ours)).or_else(|| is(leaning.last))
+}
+
+/// Whether two members are one server that is listed by two names, for all that is known.
+fn same_server(one: &Candidate<'_>, other: &Candidate<'_>, apart: &Apart) -> bool {
+    one.seen.position.history == other.seen.position.history && !apart.are(one.member, other.member)
 }
 
 /// The standby that is furthest. The one that we stream from is kept unless another is on a higher timeline, or has a
@@ -202,13 +214,11 @@ fn standby<'a>(all: &[Candidate<'a>], ours: &Ours, leaning: Leaning) -> Option<C
 
 /// Who takes writes on another history than the primary that we would follow. A member that is listed twice, by two names,
 /// is no rival of itself.
-fn rivals(all: &[Candidate<'_>], primary: Option<Candidate<'_>>, ours: &Ours) -> Vec<usize> {
+fn rivals(all: &[Candidate<'_>], primary: Option<Candidate<'_>>, ours: &Ours, apart: &Apart) -> Vec<usize> {
     let same_cluster =
         |candidate: &&Candidate<'_>| ours.system_identifier.is_none_or(|id| id == candidate.seen.system_identifier);
     // Without one, whoever takes writes is a rival of what we hold.
-    let another = |candidate: &&Candidate<'_>| {
-        primary.is_none_or(|primary| candidate.seen.position.history != primary.seen.position.history)
-    };
+    let another = |candidate: &&Candidate<'_>| primary.is_none_or(|primary| !same_server(candidate, &primary, apart));
     let writes = all.iter().filter(|candidate| !candidate.seen.in_recovery);
     writes.filter(same_cluster).filter(another).map(|candidate| candidate.member).collect()
 }

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use tokio::task::spawn_blocking;
+
 use crate::durable;
 
 /// A file with the host of the member that we stay with; absent when there is no conflict.
@@ -19,9 +21,10 @@ impl Loyalty {
         Self { path: dir.join("stays-with") }
     }
 
-    /// Host and port, as [`crate::primary::Host`] prints them. Blocks on disk.
-    pub(super) fn read(&self) -> Option<String> {
-        match fs::read_to_string(&self.path) {
+    /// Host and port, as [`crate::primary::Host`] prints them.
+    pub(super) async fn read(&self) -> Option<String> {
+        let path = self.path.clone();
+        match off_thread(move || fs::read_to_string(path)).await {
             Ok(host) => Some(host.trim().to_owned()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => {
@@ -31,13 +34,14 @@ impl Loyalty {
         }
     }
 
-    /// Keeps it, or that there is nobody any more. Blocks on disk.
-    pub(super) fn write(&self, host: Option<&str>) {
-        let written = match host {
-            Some(host) => durable::replace(&self.path, host.as_bytes()),
-            None => durable::remove_if_there(&self.path),
-        };
-        if let Err(error) = written {
+    /// Keeps it, or that there is nobody any more. Dropped, it is kept all the same.
+    pub(super) async fn write(&self, host: Option<String>) {
+        let path = self.path.clone();
+        let written = off_thread(move || match host {
+            Some(host) => durable::replace(&path, host.as_bytes()),
+            None => durable::remove_if_there(&path),
+        });
+        if let Err(error) = written.await {
             self.lament(&error);
         }
     }
@@ -48,19 +52,24 @@ impl Loyalty {
     }
 }
 
+/// The receiver's thread reads a socket and waits for no disk.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::Loyalty;
 
-    #[test]
-    fn it_is_there_after_a_restart_until_the_conflict_is_over() {
+    #[tokio::test]
+    async fn it_is_there_after_a_restart_until_the_conflict_is_over() {
         let dir = tempfile::tempdir().unwrap();
         let kept = Loyalty::in_dir(dir.path());
-        assert_eq!(kept.read(), None);
-        kept.write(None);
-        kept.write(Some("pg1:5432"));
-        assert_eq!(Loyalty::in_dir(dir.path()).read().as_deref(), Some("pg1:5432"));
-        kept.write(None);
-        assert_eq!(kept.read(), None);
+        assert_eq!(kept.read().await, None);
+        kept.write(None).await;
+        kept.write(Some("pg1:5432".to_owned())).await;
+        assert_eq!(Loyalty::in_dir(dir.path()).read().await.as_deref(), Some("pg1:5432"));
+        kept.write(None).await;
+        assert_eq!(kept.read().await, None);
     }
 }

@@ -10,6 +10,7 @@ mod lender;
 mod loyalty;
 mod scout;
 mod source;
+mod twins;
 mod witness;
 
 use std::time::Duration;
@@ -27,7 +28,8 @@ pub use witness::Witness;
 
 use self::choose::choose;
 use self::scout::{Order, Report, scout};
-use crate::primary::{ConnectOptions, Deadlines, Host, HostFailure, PgError};
+use self::twins::{Twins, are_one};
+use crate::primary::{ConnectOptions, Deadlines, Host, HostFailure, PgError, SlotName};
 
 /// How long a round waits for members that have not answered.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -53,6 +55,10 @@ pub(super) struct Follower {
     reports: mpsc::UnboundedReceiver<Report>,
     reporter: mpsc::UnboundedSender<Report>,
     round: u64,
+    /// Members that tell the same of themselves: whether they are one server.
+    twins: Twins,
+    /// The source is asked in each round: its second connection is kept.
+    asks_source: bool,
     /// Ended with the follower.
     scouts: JoinSet<()>,
 }
@@ -62,6 +68,8 @@ struct Member {
     host: Host,
     /// How it is connected to, it alone.
     options: ConnectOptions,
+    /// The same under another name.
+    to_watch: ConnectOptions,
     orders: watch::Sender<Order>,
     /// Which question it answered last.
     answered: u64,
@@ -76,7 +84,17 @@ impl Follower {
     pub(super) fn new(options: ConnectOptions, witness: Witness) -> Self {
         let (reporter, reports) = mpsc::unbounded_channel();
         let scouts = JoinSet::new();
-        let mut follower = Self { options, witness, members: Vec::new(), reports, reporter, round: 0, scouts };
+        let mut follower = Self {
+            options,
+            witness,
+            members: Vec::new(),
+            reports,
+            reporter,
+            round: 0,
+            twins: Twins::default(),
+            asks_source: false,
+            scouts,
+        };
         for (number, host) in follower.options.conninfo.hosts().to_vec().into_iter().enumerate() {
             let options = ConnectOptions { host: Some(number), ..follower.options.clone() };
             follower.add(host, options);
@@ -107,9 +125,9 @@ impl Follower {
             deadlines: Deadlines { reply: REPLY, ..options.deadlines },
             ..options.clone()
         };
-        self.scouts.spawn(scout(self.members.len(), to_watch, received, self.reporter.clone()));
+        self.scouts.spawn(scout(self.members.len(), to_watch.clone(), received, self.reporter.clone()));
         let due = Instant::now();
-        self.members.push(Member { host, options, orders, answered: 0, seen: None, failure: None, due });
+        self.members.push(Member { host, options, to_watch, orders, answered: 0, seen: None, failure: None, due });
     }
 
     /// The number of the member with this host and port.
@@ -163,12 +181,23 @@ impl Follower {
         for member in self.members.iter_mut().filter(|member| member.answered < self.round) {
             member.seen = None;
         }
+        self.tell_apart().await;
         self.decide(ours, leaning)
     }
 
+    /// Finds out which of the members that claim the same are one server under two names. Cancel-safe.
+    async fn tell_apart(&mut self) {
+        for (one, other) in self.twins.to_ask(&self.seen_all(), Instant::now()) {
+            // Nobody else's name, and nobody's twice: two of us may ask at the same moment.
+            let Ok(name) = SlotName::new(format!("pgvault_asks_{:016x}", rand::random::<u64>())) else { continue };
+            let answer = are_one(&self.members[one].to_watch, &self.members[other].to_watch, &name).await;
+            self.twins.note((one, other), answer, Instant::now());
+        }
+    }
+
     /// Waits until the others are to be looked at while `source` streams. Cancel-safe.
-    pub(super) async fn next_watch(&mut self, source: Source, quiet: bool) {
-        if !quiet {
+    pub(super) async fn next_watch(&mut self, source: Source) {
+        if !self.asks_source {
             // It needs no second connection.
             self.rest(source.member);
         }
@@ -204,7 +233,8 @@ impl Follower {
             member.due = now + if turned_away { WATCH_REFUSER_EVERY } else { Duration::ZERO };
         }
         let somebody_writes = others.iter().any(|&member| self.seen(member).is_some_and(|seen| !seen.in_recovery));
-        if standby || somebody_writes || quiet {
+        self.asks_source = standby || somebody_writes || quiet;
+        if self.asks_source {
             // Is the source still there, and a primary? Its stream may be silent for long before we would know. It is given
             // a second chance to say so: to leave it for another primary cannot be undone.
             let decision = self.look(ours, leaning).await;
@@ -227,8 +257,7 @@ impl Follower {
         timeline: TimelineId,
         start: Lsn,
     ) -> Option<usize> {
-        let seen: Vec<Option<&Seen>> = self.members.iter().map(|member| member.seen.as_ref()).collect();
-        lender::lender(&seen, asked, cluster, timeline, start)
+        lender::lender(&self.seen_all(), asked, cluster, timeline, start)
     }
 
     /// What a second witness says, and nothing else.
@@ -263,8 +292,12 @@ impl Follower {
     }
 
     fn decide(&self, ours: &Ours, leaning: Leaning) -> Decision {
-        let seen: Vec<Option<&Seen>> = self.members.iter().map(|member| member.seen.as_ref()).collect();
-        choose(&seen, ours, leaning, self.options.conninfo.target_session_attrs())
+        let wanted = self.options.conninfo.target_session_attrs();
+        choose(&self.seen_all(), ours, leaning, &self.twins.apart(), wanted)
+    }
+
+    fn seen_all(&self) -> Vec<Option<&Seen>> {
+        self.members.iter().map(|member| member.seen.as_ref()).collect()
     }
 
     fn ask(&mut self, members: &[usize]) {

@@ -59,7 +59,8 @@ impl Receiver {
         let ours = self.ours()?;
         let without_since = *self.without_since.get_or_insert_with(Instant::now);
         let waited = without_since.elapsed() >= BEFORE_A_STANDBY;
-        let leaning = Leaning { loyal_to: self.loyal_to, standby_will_do: waited, ..follower.leaning() };
+        let leaning =
+            Leaning { loyal_to: self.loyal_to, last: self.last, standby_will_do: waited, ..follower.leaning() };
         let decision = follower.look(&ours, leaning).await;
         match decision.choice {
             Choice::Primary(member) | Choice::Standby(member) => {
@@ -153,16 +154,20 @@ impl Receiver {
         self.followed = before.max(Some(timeline));
     }
 
-    /// Whom we stayed with when this process began, if that is still a member. Blocks on disk.
-    pub(in crate::receiver) fn remember(&mut self, follower: &Follower) {
-        self.loyal_to = self.loyalty.read().and_then(|host| follower.number_of_text(&host));
+    /// Whom we stayed with when this process began, if that is still a member.
+    pub(in crate::receiver) async fn remember(&mut self, follower: &Follower) {
+        self.loyal_to = self.loyalty.read().await.and_then(|host| follower.number_of_text(&host));
     }
 
-    /// Stays with this member and no other. Blocks on disk when that is new.
-    pub(in crate::receiver) fn stream_begins(&mut self, source: Source) {
-        if self.loyal_to.is_some_and(|stays_with| stays_with != source.member) && source.until.is_none() {
+    /// Stays with this member and no other.
+    pub(in crate::receiver) async fn stream_begins(&mut self, source: Source) {
+        if source.until.is_some() {
+            return;
+        }
+        self.last = Some(source.member);
+        if self.loyal_to.is_some_and(|stays_with| stays_with != source.member) {
             self.loyal_to = None;
-            self.loyalty.write(None);
+            self.loyalty.write(None).await;
         }
     }
 
@@ -208,11 +213,10 @@ pub(in crate::receiver) async fn elsewhere(
     }
     // A single look may see two moments of one failover: what it finds is told when the next one finds it as well.
     let mut suspected = false;
-    let mut quiet = false;
     loop {
-        follower.next_watch(source, quiet).await;
+        follower.next_watch(source).await;
         let Ok(ours) = receiver.ours() else { continue };
-        quiet = receiver.is_quiet();
+        let quiet = receiver.is_quiet();
         let decision = follower.watch_round(source, quiet, &ours).await;
         let conflict = !decision.rivals.is_empty() || !decision.strangers.is_empty();
         if conflict == suspected {
@@ -223,7 +227,7 @@ pub(in crate::receiver) async fn elsewhere(
             Choice::Primary(other) | Choice::Standby(other) if other != source.member => return,
             Choice::Primary(_) if *loyal == decision.rivals.is_empty() => {
                 *loyal = !decision.rivals.is_empty();
-                receiver.loyalty.write(loyal.then(|| follower.host(source.member)).as_deref());
+                receiver.loyalty.write(loyal.then(|| follower.host(source.member))).await;
             }
             _ => {}
         }

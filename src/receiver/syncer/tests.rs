@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use wal::{SegmentSize, SystemIdentifier, TimelineId};
 
 use super::*;
-use crate::receiver::intake::Intake;
+use crate::receiver::intake::{Intake, Known};
 use crate::spool::{Spool, SpoolOptions};
 
 const SIZE: u64 = 1 << 20;
@@ -40,7 +40,8 @@ impl Tell for Listener {
 
 async fn begin(dir: &TempDir, synchronous: bool) -> (Intake, Arc<Listener>) {
     let spool = spool(dir);
-    let intake = Intake::open(spool.clone(), TimelineId::FIRST, Lsn::new(SIZE), None, synchronous).await.unwrap();
+    let intake =
+        Intake::open(spool.clone(), TimelineId::FIRST, Lsn::new(SIZE), Known::default(), synchronous).await.unwrap();
     let positions = intake.positions();
     let listener = Listener { spool, positions, deaf: AtomicBool::new(false), told: AtomicUsize::new(0) };
     let listener = Arc::new(listener);
@@ -60,7 +61,7 @@ async fn what_is_told_is_what_the_spool_holds_across_segments() {
         assert_eq!(intake.position(), end);
     }
     intake.flush().await.unwrap();
-    assert_eq!((intake.durable(), intake.is_clean()), (end, true));
+    assert_eq!((intake.positions().get().1, intake.is_clean()), (end, true));
     assert_eq!(listener.spool.durable().unwrap().1, end);
     assert!(end > Lsn::new(4 * SIZE), "some segments were completed");
     assert!(listener.told.load(Ordering::Relaxed) > 0);
@@ -73,15 +74,15 @@ async fn without_being_asked_only_whole_segments_become_durable() {
     let dir = tempfile::tempdir().unwrap();
     let (mut intake, listener) = begin(&dir, false).await;
     intake.write(&vec![1; 700_000]).await.unwrap();
-    assert_eq!((intake.durable(), intake.is_clean()), (Lsn::new(SIZE), false));
+    assert_eq!((intake.positions().get().1, intake.is_clean()), (Lsn::new(SIZE), false));
     assert_eq!(listener.told.load(Ordering::Relaxed), 0);
     intake.write(&vec![1; 700_000]).await.unwrap();
-    while intake.durable() < Lsn::new(2 * SIZE) {
+    while intake.positions().get().1 < Lsn::new(2 * SIZE) {
         tokio::task::yield_now().await;
     }
-    assert_eq!((intake.durable(), intake.is_clean()), (Lsn::new(2 * SIZE), false));
+    assert_eq!((intake.positions().get().1, intake.is_clean()), (Lsn::new(2 * SIZE), false));
     intake.flush().await.unwrap();
-    assert_eq!(intake.durable(), Lsn::new(SIZE + 1_400_000));
+    assert_eq!(intake.positions().get().1, Lsn::new(SIZE + 1_400_000));
     intake.close().await.unwrap();
 }
 
@@ -93,7 +94,7 @@ async fn the_read_loop_is_asked_to_tell_what_could_not_be_told() {
     intake.write(b"WAL").await.unwrap();
     intake.want_durable();
     intake.untold().await.unwrap();
-    assert_eq!(intake.durable(), Lsn::new(SIZE + 3));
+    assert_eq!(intake.positions().get().1, Lsn::new(SIZE + 3));
     drop(intake);
     while Arc::strong_count(&listener) > 1 {
         tokio::task::yield_now().await;
@@ -113,6 +114,6 @@ async fn after_an_error_nothing_is_durable_any_more() {
     assert!(intake.untold().await.is_err());
     // There is nothing left to wait for.
     intake.flush().await.unwrap();
-    assert!(intake.durable() < Lsn::new(2 * SIZE));
+    assert!(intake.positions().get().1 < Lsn::new(2 * SIZE));
     assert!(listener.spool.durable().unwrap().1 < Lsn::new(2 * SIZE));
 }

@@ -3,6 +3,7 @@ use wal::{Lsn, SegmentNumber, TimelineId};
 
 use super::*;
 use crate::primary::TargetSessionAttrs::{Any, PreferStandby, Primary, ReadWrite, Standby};
+use crate::receiver::follow::twins::Apart;
 
 const SIZE: SegmentSize = SegmentSize::DEFAULT;
 const SEG: u64 = 16 << 20;
@@ -43,10 +44,10 @@ fn follows(timeline: u32, entries: &[(u32, u64)], end: u64) -> Option<Seen> {
 
 fn decide(members: &[Option<Seen>], ours: &Ours, leaning: Leaning, wanted: TargetSessionAttrs) -> Decision {
     let members: Vec<Option<&Seen>> = members.iter().map(Option::as_ref).collect();
-    choose(&members, ours, leaning, wanted)
+    choose(&members, ours, leaning, &Apart::default(), wanted)
 }
 
-const PATIENT: Leaning = Leaning { loyal_to: None, leader: None, standby_will_do: true };
+const PATIENT: Leaning = Leaning { loyal_to: None, last: None, leader: None, standby_will_do: true };
 
 fn loyal_to(member: usize) -> Leaning {
     Leaning { loyal_to: Some(member), ..PATIENT }
@@ -257,6 +258,35 @@ fn who_is_streamed_from_and_who_is_a_rival() {
 }
 
 #[test]
+fn two_servers_that_tell_the_same_of_themselves_are_rivals() {
+    use Choice::{Nobody, Primary as From};
+    let on_1 = ours(1, &[], 5 * SEG + 100);
+    let on_2 = ours(2, &[(1, 5 * SEG)], 6 * SEG + 100);
+    let now = 9 * SEG;
+    let last = |member| Leaning { last: Some(member), ..PATIENT };
+    let copies = vec![writes(1, &[], now), None, writes(1, &[], now)];
+    let promoted = vec![writes(2, &[(1, 5 * SEG)], now), None, writes(2, &[(1, 5 * SEG)], now)];
+    let and_ours = [promoted.clone(), vec![writes(1, &[], now)]].concat();
+    let cases = [
+        ("a copied volume", &copies, &on_1, PATIENT, Nobody, vec![0, 2]),
+        ("and we streamed from one", &copies, &on_1, last(2), From(2), vec![0]),
+        ("and stay with one", &copies, &on_1, loyal_to(0), From(0), vec![2]),
+        ("and a witness", &copies, &on_1, Leaning { leader: Some(2), ..last(0) }, From(2), vec![0]),
+        ("promoted at one position", &promoted, &on_1, PATIENT, Nobody, vec![0, 2]),
+        ("and followed", &promoted, &on_2, last(0), From(0), vec![2]),
+        ("and ours is still there", &and_ours, &on_1, PATIENT, From(3), vec![0, 2]),
+    ];
+    for (name, members, ours, leaning, choice, rivals) in cases {
+        let members: Vec<Option<&Seen>> = members.iter().map(Option::as_ref).collect();
+        let two = Apart { pairs: vec![(0, 2)] };
+        let decision = choose(&members, ours, leaning, &two, Any);
+        assert_eq!((decision.choice, decision.rivals), (choice, rivals), "{name}");
+        let decision = choose(&members, ours, leaning, &Apart::default(), Any);
+        assert!(matches!(decision.choice, From(_)), "{name}: one server by two names");
+    }
+}
+
+#[test]
 fn a_member_of_another_cluster_is_named_and_never_followed() {
     let mut other = writes(9, &[(1, SEG)], 99 * SEG);
     other.as_mut().unwrap().system_identifier = SystemIdentifier::new(8);
@@ -318,7 +348,7 @@ fn scene() -> impl Strategy<Value = (Vec<Option<Seen>>, Ours, Leaning)> {
             let segment_start = SegmentNumber::containing(end, SIZE).start(SIZE);
             let held = Position { timeline: history.timeline(), end, segment_start };
             let ours = Ours { system_identifier: Some(US), held: Some(held), history, segment_size: SIZE };
-            (members, ours, Leaning { loyal_to, leader, standby_will_do })
+            (members, ours, Leaning { loyal_to, last: None, leader, standby_will_do })
         },
     )
 }
