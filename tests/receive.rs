@@ -352,9 +352,17 @@ fn a_slot_that_is_someone_elses_is_not_made_by_us() {
     let mut settings = vault.settings(&node.conninfo());
     settings.create_slot = false;
     let running = vault.start_with(settings);
-    let status = running.wait("the slot is missed", |status| status.state == WalState::SlotLost);
-    assert!(status.error.unwrap().to_string().contains("pg_create_physical_replication_slot"));
+    // WAL is received without it meanwhile, and the alarm stays.
+    let status = running.wait("streaming without it", |status| status.streaming() && status.slot_lost.is_some());
+    assert!(status.slot_lost.unwrap().contains("does not exist"));
+    node.sql("CREATE TABLE t (n int)");
+    running.wait_shipped(flush_lsn(&node));
+    assert!(running.now().slot_lost.is_some());
     assert_eq!(node.sql("SELECT count(*) FROM pg_replication_slots"), "0");
+    // Its owner makes it: it is used.
+    node.sql("SELECT pg_create_physical_replication_slot('pgvault', true)");
+    running.wait("streaming through it", |status| status.streaming() && status.slot_lost.is_none());
+    assert_eq!(node.sql("SELECT active FROM pg_replication_slots"), "t");
     running.stop();
 }
 
@@ -391,6 +399,42 @@ fn another_history_on_the_same_timeline_is_divergence_and_both_are_kept() {
     running.stop();
     assert!(fs::read(&partial).unwrap() == held, "ours is kept as it was");
     assert_eq!(fs::read_dir(vault.spool().join("divergent")).unwrap().count(), 1, "theirs is kept aside");
+}
+
+#[test]
+fn another_history_is_found_where_a_segment_ends_too() {
+    let dir = test_dir();
+    let mut node = server(dir.path(), "node", &[]);
+    node.sql("CREATE TABLE t (n int)");
+    assert!(node.stop("fast", Duration::from_secs(30)));
+    let mut copy = PgNode::at(dir.path(), "copy", 15);
+    let copied = std::process::Command::new("cp").args(["-a"]).arg(&node.data).arg(&copy.data).status().unwrap();
+    assert!(copied.success());
+    copy.configure(&[]);
+    node.start();
+    let vault = Vault::new(dir.path());
+    let running = vault.start(&node.conninfo());
+    running.wait_streaming();
+    node.sql("INSERT INTO t SELECT generate_series(1, 100)");
+    node.sql("SELECT pg_switch_wal()");
+    let ours = flush_lsn(&node);
+    running.wait_shipped(ours);
+    running.stop();
+    // Where the same server is met again nothing is amiss.
+    let running = vault.start(&node.conninfo());
+    running.wait_streaming();
+    running.stop();
+    assert!(node.stop("immediate", Duration::from_secs(30)));
+    let stored = vault.keys();
+    copy.start();
+    copy.sql("INSERT INTO t SELECT generate_series(1000, 1300)");
+    while flush_lsn(&copy) < ours.saturating_add(SIZE) {
+        copy.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+    }
+    let running = vault.start(&copy.conninfo());
+    running.wait("divergence", |status| status.state == WalState::Diverged);
+    running.stop();
+    assert_eq!(vault.keys(), stored, "nothing of it is stored");
 }
 
 #[test]

@@ -190,6 +190,8 @@ pub fn wal_settings(config: &Config, cluster: &ClusterConfig) -> Result<WalSetti
         state_dir: config.state_dir.clone(),
         // Each may hold a segment in memory, besides the packs of a backup.
         uploads: config.repository.storage.connections.unwrap_or(3),
+        // A member that restarts is back by then.
+        wait_for_silent: Duration::from_secs(90),
         drain: Duration::from_secs(30),
     })
 }

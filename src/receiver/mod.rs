@@ -10,6 +10,7 @@ mod follow;
 mod group_commit;
 mod identity;
 mod intake;
+mod oldest;
 mod refetch;
 mod resume;
 mod session;
@@ -32,6 +33,7 @@ pub(crate) use contact::{Contact, contact};
 pub use follow::Witness;
 pub(crate) use follow::{Loyalty, meet};
 pub(crate) use refetch::refetch;
+use resume::{Elsewhere, Next};
 pub(crate) use resume::{Removed, SlotMadeAnew};
 pub(crate) use start::decide;
 pub use start::{BeyondFork, Conflict, Position, ServerPosition, Start};
@@ -101,6 +103,8 @@ struct Ready {
     server_end: Lsn,
     cadence: Cadence,
     source: Source,
+    /// Streams without the slot, which its owner has to make.
+    slot_missed: bool,
 }
 
 /// How an attempt ended when nothing went wrong.
@@ -177,7 +181,7 @@ impl Receiver {
             ready = self.prepare(follower) => ready?,
             () = stop.cancelled() => return Ok(Ended::Session(SessionEnd::Asked)),
         };
-        let Ready { stream, intake, timeline, start, server_end, cadence, source } = ready;
+        let Ready { stream, intake, timeline, start, server_end, cadence, source, slot_missed } = ready;
         let compared_from = intake.position();
         tracing::info!(cluster = %self.settings.cluster, %timeline, %start, host = follower.host(source.member), "streaming");
         self.stream_begins(source).await;
@@ -195,6 +199,14 @@ impl Receiver {
             until: source.until,
         };
         let mut loyal = self.loyal_to == Some(source.member);
+        let missed = self.settings.slot.clone().filter(|_| slot_missed);
+        let to_watch = follower.options_to_watch(source.member);
+        let slot_is_there = async {
+            match &missed {
+                Some(name) => slot::made_by_its_owner(&to_watch, name).await,
+                None => std::future::pending().await,
+            }
+        };
         let ended = {
             let streaming = session.run(stream, intake);
             tokio::pin!(streaming);
@@ -202,6 +214,10 @@ impl Receiver {
                 ended = &mut streaming => ended,
                 () = elsewhere(self, follower, source, &mut loyal) => {
                     // Cleanly, as at a stop: what was received is made durable and told.
+                    leave.cancel();
+                    streaming.await
+                }
+                () = slot_is_there => {
                     leave.cancel();
                     streaming.await
                 }
@@ -227,24 +243,35 @@ impl Receiver {
         let Contact { mut connection, position: server, cadence, host, version, history_files, .. } = met;
         // A lender keeps what it has for a moment without any.
         let slot = self.settings.slot.clone().filter(|_| source.until.is_none());
-        let kept_from = match &slot {
+        let (slot, kept_from, missed) = match slot {
             Some(name) => {
-                let found = slot::ensure(&mut connection, &options, name, self.slot_use()).await?;
-                self.note_slot(found)
+                let found = slot::ensure(&mut connection, &options, &name, self.slot_use()).await?;
+                let kept_from = self.note_slot(&found);
+                (found.missed.is_none().then_some(name), kept_from, found.missed)
             }
-            None => None,
+            None => (None, None, None),
         };
         let gaps = self.board.read(|status| status.gaps.len());
-        let (timeline, start) = self.decide(&server, kept_from, source).map_err(|trouble| match trouble {
+        let next = self.decide(&server, kept_from, source).map_err(|trouble| match trouble {
             Trouble::Held { server_end, held } if source.standby => Trouble::Behind { server_end, held },
             other => other,
         })?;
+        let (timeline, start) = match next {
+            Next::At(timeline, start) => (timeline, start),
+            Next::After(removed, held) => {
+                let silent = follower.silent(source.member);
+                let elsewhere = Elsewhere { options: follower.options_to_watch(source.member), silent };
+                self.go_on_without((removed, held), &server, kept_from, elsewhere).await?
+            }
+        };
         for (timeline, bytes) in &history_files {
             self.spool.keep_history(*timeline, bytes)?;
         }
         self.leave_all_but(SegmentName::containing(timeline, start, self.spool.segment_size()))?;
         let gap = self.board.read(|status| status.gaps.len()) > gaps;
         self.note_source(source, &host, version, timeline, &server, gap);
+        let slot_missed = missed.is_some();
+        self.board.update(|status| status.slot_lost = missed.map(|error| error.message().to_owned()));
         let prefix = self.prefix_of(&server, timeline, start)?;
         let known = Known { prefix, again: self.sent_again_before(timeline, start)? };
         let intake = Intake::open(self.spool.clone(), timeline, start, known, self.settings.synchronous).await?;
@@ -255,7 +282,7 @@ impl Receiver {
         self.slot_refused = matches!(&started, Err(error) if error.is_invalidated_slot());
         let stream = started?;
         self.without_since = None;
-        Ok(Ready { stream, intake, timeline, start, server_end: server.end, cadence, source })
+        Ok(Ready { stream, intake, timeline, start, server_end: server.end, cadence, source, slot_missed })
     }
 
     /// A spool that is full must have room again before a connection is worth its while. Waits for it in silence, since
@@ -308,7 +335,13 @@ impl Receiver {
             Err(Trouble::Postgres(error)) if error.is_wal_removed() => {
                 let known =
                     self.removed.take().filter(|removed| (removed.timeline, removed.start) == (timeline, start));
-                let mut removed = known.unwrap_or(Removed { timeline, start, times: 0, asked: BTreeMap::new() });
+                let mut removed = known.unwrap_or(Removed {
+                    timeline,
+                    start,
+                    times: 0,
+                    since: Instant::now(),
+                    asked: BTreeMap::new(),
+                });
                 // A member that could have lent it says nothing of the slot on the one that we follow.
                 removed.times += u32::from(source.until.is_none());
                 removed.asked.insert(source.member, PATIENCE_WITH_A_LENDER);
@@ -331,7 +364,7 @@ impl Receiver {
             tracing::warn!(cluster = %self.settings.cluster, reason = trouble.reason(), error = %text, "not streaming");
             self.told = Some((text.clone(), Instant::now()));
         }
-        let lost = matches!(trouble, Trouble::SlotLost(_)).then_some(text);
+        let lost = matches!(trouble, Trouble::Removed(_)).then_some(text);
         let was_connected = !matches!(trouble, Trouble::NoSource(_));
         self.board.update(|status| {
             if was_connected || status.streaming() {

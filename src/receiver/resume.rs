@@ -4,11 +4,16 @@ use std::collections::BTreeMap;
 
 use wal::{Lsn, SegmentName, SegmentNumber, TimelineHistory, TimelineId, TimelinePath};
 
+use tokio::time::Instant;
+
 use super::Receiver;
 use super::follow::Source;
+use super::oldest::oldest_after;
 use super::slot::{SlotFate, SlotFound, SlotUse};
 use super::start::{self, BeyondFork, Position, ServerPosition, Start};
 use super::trouble::Trouble;
+use crate::error::{Error, ErrorCode};
+use crate::primary::ConnectOptions;
 use crate::spool::{Held, HeldPrefix, SentAgain, Spool};
 use crate::wal_pipeline::GapRecord;
 
@@ -24,6 +29,8 @@ pub(crate) struct Removed {
     pub(super) timeline: TimelineId,
     pub(super) start: Lsn,
     pub(super) times: u32,
+    /// When that was found.
+    pub(super) since: Instant,
     /// How often each member was asked for it in vain, the server that we follow included.
     pub(super) asked: BTreeMap<usize, u32>,
 }
@@ -35,14 +42,32 @@ pub(crate) struct SlotMadeAnew {
     held: Option<Lsn>,
 }
 
+/// Where to go on.
+#[derive(Clone, Debug)]
+pub(super) enum Next {
+    /// Here.
+    At(TimelineId, Lsn),
+    /// After what we hold, which the server has removed.
+    After(Removed, Position),
+}
+
+/// Where else to look for WAL that the server that we follow has removed.
+#[derive(Clone, Debug)]
+pub(super) struct Elsewhere {
+    /// How to connect to that server, without being taken for the stream.
+    pub(super) options: ConnectOptions,
+    /// Members that do not answer, and may have it.
+    pub(super) silent: Vec<String>,
+}
+
 impl Receiver {
-    /// Where to go on: after what we hold, or beyond a gap when the server has that no more.
+    /// Where to go on: after what we hold, unless the server has said that it has that no more.
     pub(super) fn decide(
         &mut self,
         server: &ServerPosition,
         kept_from: Option<Lsn>,
         source: Source,
-    ) -> Result<(TimelineId, Lsn), Trouble> {
+    ) -> Result<Next, Trouble> {
         let size = self.spool.segment_size();
         let held = self.held();
         let ours = match held {
@@ -50,7 +75,10 @@ impl Receiver {
             None => server.history.clone(),
         };
         let (timeline, start) = match start::decide(held, &ours, server, size) {
-            Start::First => return Ok(start::after_gap(server, kept_from.unwrap_or(server.end), size)),
+            Start::First => {
+                let (timeline, start) = start::after_gap(server, kept_from.unwrap_or(server.end), size);
+                return Ok(Next::At(timeline, start));
+            }
             Start::Ahead { server_end } => {
                 return Err(Trouble::Held { server_end, held: held.map_or(server_end, |held| held.end) });
             }
@@ -66,9 +94,9 @@ impl Receiver {
             (Some(removed), Some(held))
                 if (removed.timeline, removed.start) == (timeline, start) && source.until.is_none() =>
             {
-                self.go_on_without(removed, held, server, kept_from)
+                Ok(Next::After(removed.clone(), held))
             }
-            _ => Ok((timeline, start)),
+            _ => Ok(Next::At(timeline, start)),
         }
     }
 
@@ -81,12 +109,12 @@ impl Receiver {
     }
 
     /// The server has no more what we need next: the loss is recorded, exactly, before anything after it is taken in.
-    fn go_on_without(
+    pub(super) async fn go_on_without(
         &self,
-        removed: &Removed,
-        held: Position,
+        (removed, held): (Removed, Position),
         server: &ServerPosition,
         kept_from: Option<Lsn>,
+        elsewhere: Elsewhere,
     ) -> Result<(TimelineId, Lsn), Trouble> {
         let size = self.spool.segment_size();
         if let Some(fork) = server.history.switch_point_of(removed.timeline) {
@@ -97,11 +125,14 @@ impl Receiver {
             }
         }
         let kept_from = kept_from.filter(|&lsn| lsn > removed.start || removed.times < PATIENCE_WITH_MISSING_WAL);
-        let (timeline, start) = start::after_gap(server, kept_from.unwrap_or(server.end), size);
-        if start <= removed.start {
+        let (_, there) = start::after_gap(server, kept_from.unwrap_or(server.end), size);
+        if there <= removed.start {
             // The slot claims to keep it: ask again.
             return Ok((removed.timeline, removed.start));
         }
+        self.wait_for_the_silent(&removed, &elsewhere.silent)?;
+        let oldest = oldest_after(&elsewhere.options, server, removed.start, there, size).await;
+        let (timeline, start) = start::after_gap(server, oldest, size);
         let at = self.clock.now();
         let reason = self.why_removed(held.end, kept_from);
         tracing::error!(from = %held.end, to = %start, reason, "WAL is lost: a gap is recorded");
@@ -113,13 +144,32 @@ impl Receiver {
         Ok((timeline, start))
     }
 
+    /// A member that is down at this moment may be the one that has it. Only where a slot keeps what the server writes
+    /// meanwhile: else waiting would lose more.
+    fn wait_for_the_silent(&self, removed: &Removed, silent: &[String]) -> Result<(), Trouble> {
+        let limit = self.settings.wait_for_silent;
+        if silent.is_empty() || self.settings.slot.is_none() || removed.since.elapsed() >= limit {
+            return Ok(());
+        }
+        let silent = silent.join(", ");
+        let said = format!("the server has removed WAL that is needed next, from {} on", removed.start);
+        Err(Trouble::Removed(
+            Error::new(ErrorCode::WalLost, said)
+                .because(format!(
+                    "{silent} may still have it and does not answer: waited for, {} s at most",
+                    limit.as_secs()
+                ))
+                .help(format!("start {silent}; without it a gap is recorded and streaming goes on behind it")),
+        ))
+    }
+
     pub(super) fn slot_use(&self) -> SlotUse {
         SlotUse { create: self.settings.create_slot, refused: self.slot_refused }
     }
 
     /// Keeps in mind what had become of the slot: once it is made anew, nobody else can tell.
-    pub(super) fn note_slot(&mut self, found: SlotFound) -> Option<Lsn> {
-        if let Some(fate) = found.fate {
+    pub(super) fn note_slot(&mut self, found: &SlotFound) -> Option<Lsn> {
+        if let Some(fate) = found.fate.clone() {
             self.slot_fate = Some(SlotMadeAnew { fate, held: self.held().map(|held| held.end) });
         }
         found.kept_from

@@ -13,14 +13,28 @@ use crate::primary::{ConnectOptions, PgError, ReplicationConnection, SlotName};
 
 /// A server that does not answer a query at once must not hold up the stream.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often is looked for a slot that its owner has to make.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What was found out about the slot that streaming is about to use.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct SlotFound {
     /// From where on it keeps WAL, as far as the server tells.
     pub(super) kept_from: Option<Lsn>,
     /// What had become of it: it was made anew, which hides the loss from the server's own views.
     pub(super) fate: Option<SlotFate>,
+    /// It is not there to be used, and not ours to make: streaming goes on without one until its owner has made it.
+    pub(super) missed: Option<Error>,
+}
+
+impl SlotFound {
+    fn there(kept_from: Option<Lsn>) -> Self {
+        Self { kept_from, fate: None, missed: None }
+    }
+
+    fn missed(error: Error, fate: SlotFate) -> Self {
+        Self { kept_from: None, fate: Some(fate), missed: Some(error) }
+    }
 }
 
 /// What can have become of a slot that kept WAL for us.
@@ -91,12 +105,12 @@ pub(super) async fn ensure(
         standing => standing,
     };
     match standing {
-        Standing::Keeps(restart_lsn) => Ok(SlotFound { kept_from: Some(restart_lsn), fate: None }),
+        Standing::Keeps(restart_lsn) => Ok(SlotFound::there(Some(restart_lsn))),
         Standing::Unseen if create => {
             create_unless_there(connection, name).await?;
-            Ok(SlotFound { kept_from: None, fate: None })
+            Ok(SlotFound::there(None))
         }
-        Standing::Unseen => Ok(SlotFound { kept_from: None, fate: None }),
+        Standing::Unseen => Ok(SlotFound::there(None)),
         Standing::KeepsNothing(fate) if create => {
             tracing::warn!(slot = %name, "{fate}: it is made anew");
             connection.drop_slot(name).await?;
@@ -104,9 +118,28 @@ pub(super) async fn ensure(
         }
         Standing::Missing if create => created(connection, options, name, SlotFate::Missing).await,
         Standing::KeepsNothing(fate) => {
-            Err(Trouble::SlotLost(not_ours(format!("slot \"{name}\" keeps no WAL: {fate}"), name)))
+            let missed = not_ours(format!("slot \"{name}\" keeps no WAL: {fate}"), name);
+            Ok(SlotFound::missed(missed, fate))
         }
-        Standing::Missing => Err(Trouble::SlotLost(not_ours(format!("slot \"{name}\" does not exist"), name))),
+        Standing::Missing => {
+            let missed = not_ours(format!("slot \"{name}\" does not exist"), name);
+            Ok(SlotFound::missed(missed, SlotFate::Missing))
+        }
+    }
+}
+
+/// Returns when the slot's owner has made it. Cancel-safe.
+pub(super) async fn made_by_its_owner(options: &ConnectOptions, name: &SlotName) {
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let look = async {
+            let mut connection = ReplicationConnection::connect(options).await?;
+            standing(&mut connection, options, name).await
+        };
+        // Whoever cannot be asked now is asked again.
+        if matches!(timeout(PATIENCE, look).await, Ok(Ok(Standing::Keeps(_)))) {
+            return;
+        }
     }
 }
 
@@ -183,8 +216,8 @@ async fn created(
 ) -> Result<SlotFound, Trouble> {
     create_unless_there(connection, name).await?;
     match standing(connection, options, name).await? {
-        Standing::Keeps(restart_lsn) => Ok(SlotFound { kept_from: Some(restart_lsn), fate: Some(fate) }),
-        Standing::Unseen => Ok(SlotFound { kept_from: None, fate: Some(fate) }),
+        Standing::Keeps(restart_lsn) => Ok(SlotFound { kept_from: Some(restart_lsn), fate: Some(fate), missed: None }),
+        Standing::Unseen => Ok(SlotFound { kept_from: None, fate: Some(fate), missed: None }),
         Standing::KeepsNothing(_) | Standing::Missing => {
             Err(PgError::Protocol(format!("slot \"{name}\" was made to reserve WAL and reserves none")).into())
         }
@@ -194,5 +227,6 @@ async fn created(
 fn not_ours(message: String, name: &SlotName) -> Error {
     Error::new(ErrorCode::WalLost, message)
         .because("create_slot = false: the HA manager owns the slot")
+        .because("WAL is received without it meanwhile: what is not received soon enough, the server may remove")
         .help(format!("have it made: SELECT pg_create_physical_replication_slot('{name}', true)"))
 }

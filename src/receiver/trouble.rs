@@ -55,9 +55,9 @@ pub(super) enum Trouble {
         /// Where ours ends.
         held: Lsn,
     },
-    /// The slot is not usable and not ours to make.
+    /// The server has removed what we need next; a member that does not answer may still have it.
     #[error("{}", .0.message())]
-    SlotLost(Error),
+    Removed(Error),
     /// Nothing was heard from the server for too long.
     #[error("the server was silent for {} s", .0.as_secs())]
     Silent(Duration),
@@ -100,7 +100,7 @@ impl Trouble {
             Self::Diverged { .. } => WalState::Diverged,
             Self::Refused(_) | Self::Conflict(_) => WalState::Refused,
             Self::Held { .. } => WalState::Held,
-            Self::SlotLost(_) => WalState::SlotLost,
+            Self::Removed(_) => WalState::SlotLost,
         }
     }
 
@@ -113,7 +113,7 @@ impl Trouble {
             Self::Postgres(_)
             | Self::Silent(_)
             | Self::Held { .. }
-            | Self::SlotLost(_)
+            | Self::Removed(_)
             | Self::Refused(_)
             | Self::Conflict(_)
                 if several =>
@@ -126,7 +126,7 @@ impl Trouble {
             // A password that is being changed here and there is right again in a moment.
             Self::Postgres(error) if error.is_login_refused() => Pause::Growing,
             Self::Spool(error) if error.is_no_space() => Pause::ForRoom,
-            Self::Silent(_) | Self::Spool(_) | Self::Held { .. } | Self::SlotLost(_) => Pause::Growing,
+            Self::Silent(_) | Self::Spool(_) | Self::Held { .. } | Self::Removed(_) => Pause::Growing,
             Self::Postgres(_) | Self::Diverged { .. } | Self::Refused(_) | Self::Conflict(_) | Self::Own(_) => {
                 Pause::Longest
             }
@@ -144,7 +144,7 @@ impl Trouble {
             }
             Self::Postgres(error) if error.is_transient() => "network",
             Self::NoSource(_) | Self::Silent(_) => "network",
-            Self::SlotLost(_) => "slot",
+            Self::Removed(_) => "slot",
             Self::Spool(_) => "spool",
             Self::Conflict(_) | Self::Diverged { .. } => "timeline",
             Self::Postgres(_) | Self::Refused(_) | Self::Held { .. } | Self::Behind { .. } | Self::Own(_) => "other",
@@ -190,7 +190,7 @@ impl Trouble {
                     "to go on with the server's, in a new lineage: pgvault serve --new-lineage {cluster}"
                 ))
             }
-            Self::Refused(error) | Self::SlotLost(error) | Self::Own(error) => error.clone(),
+            Self::Refused(error) | Self::Removed(error) | Self::Own(error) => error.clone(),
             Self::Conflict(conflict) => Error::new(ErrorCode::TimelineConflict, doing)
                 .because(conflict)
                 .help("point conninfo at the present primary, or give this server another cluster name")

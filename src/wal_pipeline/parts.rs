@@ -39,6 +39,9 @@ pub struct WalSettings {
     pub state_dir: PathBuf,
     /// Segments that are stored at the same time, at least one.
     pub uploads: usize,
+    /// How long members that do not answer are waited for when the server that is followed has removed WAL that is needed next:
+    /// they may have it.
+    pub wait_for_silent: Duration,
     /// How long a stop may take to store what the spool still holds; the rest is stored after the next start.
     pub drain: Duration,
 }

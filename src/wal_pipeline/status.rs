@@ -30,7 +30,7 @@ pub enum WalState {
     Diverged,
     /// The server is not one whose WAL may be joined to this lineage.
     Refused,
-    /// The slot is lost and belongs to someone else (`create_slot = false`): its owner has to make it anew.
+    /// The slot did not keep what is needed next: a member that does not answer, and may have it, is waited for.
     SlotLost,
     /// Ended on request.
     Stopped,

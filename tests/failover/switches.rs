@@ -3,10 +3,12 @@
 use std::fs;
 use std::time::Duration;
 
+use pgvault::storage::StorageErrorKind;
+use pgvault::storage::faulty::{Fault, Operation, Rule};
 use pgvault::wal_pipeline::WalStatus;
-use wal::TimelineId;
+use wal::{SegmentName, TimelineId};
 
-use crate::support::members::{Members, assert_whole, flushed, history_of};
+use crate::support::members::{Members, assert_whole, flushed, history_of, wait};
 use crate::support::pg::test_dir;
 use crate::support::vault::{Running, Vault};
 
@@ -50,7 +52,9 @@ fn a_switchover_there_and_back_leaves_no_gap() {
         let status = wait_on(&running, &members, to, timeline);
         let (failover, before) = (status.failovers.last().unwrap(), members.nodes[from].port);
         assert_eq!((failover.timeline.get(), failover.gap), (timeline, false));
-        assert_eq!((failover.from.as_ref().unwrap().1, failover.to.1), (before, members.nodes[to].port));
+        // On a busy machine the next primary is streamed from while it is still a standby.
+        assert!([before, members.nodes[to].port].contains(&failover.from.as_ref().unwrap().1), "{failover:?}");
+        assert_eq!(failover.to.1, members.nodes[to].port);
         let fork = history_of(&members.nodes[to], timeline).parent().unwrap().switch_point;
         assert_eq!(failover.lsn, Some(fork));
         members.rejoin(from, to);
@@ -236,6 +240,15 @@ fn a_slot_that_the_new_primary_does_not_have_costs_nothing_while_its_wal_is_ther
 
 #[test]
 fn wal_that_the_new_primary_has_removed_is_taken_from_a_member_that_has_it() {
+    removed_by_the_new_primary(false);
+}
+
+#[test]
+fn a_member_that_is_down_and_may_have_what_was_removed_is_waited_for() {
+    removed_by_the_new_primary(true);
+}
+
+fn removed_by_the_new_primary(is_down: bool) {
     let dir = test_dir();
     let mut members = Members::start(dir.path(), 2, 15, &[("min_wal_size", "2MB"), ("max_wal_size", "2MB")]);
     members.nodes[1].sql("ALTER SYSTEM SET wal_keep_size = 0");
@@ -264,10 +277,22 @@ fn wal_that_the_new_primary_has_removed_is_taken_from_a_member_that_has_it() {
     let of_timeline_1 =
         before.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().starts_with("00000001"));
     assert!(of_timeline_1.count() <= 1, "the new primary still has the old timeline");
+    let mut settings = vault.settings(&members.conninfo());
+    settings.wait_for_silent = Duration::from_secs(3600);
+    let running = if is_down {
+        let running = vault.start_with(settings);
+        let status = running.wait("the one that is down is waited for", |status| status.slot_lost.is_some());
+        let said = status.error.unwrap().to_string();
+        assert!(said.contains(&format!("127.0.0.1:{} may still have it", members.nodes[0].port)), "{said}");
+        assert_eq!(status.gaps, vec![]);
+        members.nodes[0].start();
+        running
+    } else {
+        members.nodes[0].start();
+        vault.start_with(settings)
+    };
     // The former primary is there again, and writes: only what the two have in common is taken from it.
-    members.nodes[0].start();
     fill(&members, 0, "stale");
-    let running = vault.start(&members.conninfo());
     wait_on(&running, &members, 1, 2);
     let end = flushed(&members.nodes[1]);
     running.wait_shipped(end);
@@ -277,4 +302,47 @@ fn wal_that_the_new_primary_has_removed_is_taken_from_a_member_that_has_it() {
     running.stop();
     assert_whole(&vault, &members.nodes[1], 2, end);
     assert_whole(&vault, &members.nodes[0], 1, fork);
+}
+
+#[test]
+fn a_segment_that_the_disk_damaged_is_taken_from_whoever_still_has_it() {
+    let dir = test_dir();
+    let members = Members::start(dir.path(), 2, 15, &[("min_wal_size", "2MB"), ("max_wal_size", "2MB")]);
+    let vault = Vault::new(dir.path());
+    let running = begin(&members, &vault);
+    vault.store.add(Rule::new(Fault::Fail(StorageErrorKind::Transient)).on(Operation::Put));
+    for _ in 0..4 {
+        fill(&members, 0, "waits");
+    }
+    let end = flushed(&members.nodes[0]);
+    running.wait_flushed(end);
+    members.wait_replayed(1, end);
+    running.kill();
+    // The oldest that waits for the store; the first member has it no more.
+    let mut waiting: Vec<SegmentName> = fs::read_dir(vault.spool())
+        .unwrap()
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+        .collect();
+    waiting.sort();
+    let (name, path) = (waiting[0], vault.spool().join(waiting[0].to_string()));
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0xFF;
+    fs::write(&path, bytes).unwrap();
+    members.nodes[0].sql("ALTER SYSTEM SET wal_keep_size = 0");
+    members.nodes[0].sql("SELECT pg_reload_conf()");
+    let on_the_first = members.nodes[0].data.join("pg_wal").join(name.to_string());
+    wait("the first member removes it", || {
+        fill(&members, 0, "more");
+        members.nodes[0].sql("CHECKPOINT");
+        !on_the_first.exists()
+    });
+    vault.store.heal();
+    let running = vault.start(&members.conninfo());
+    let end = flushed(&members.nodes[0]);
+    running.wait_shipped(end);
+    members.wait_replayed(1, end);
+    assert_eq!(running.now().gaps, vec![]);
+    running.stop();
+    assert_whole(&vault, &members.nodes[1], 1, end);
 }

@@ -90,6 +90,7 @@ impl Vault {
             spool_max_size: None,
             state_dir: self.dir.join("state"),
             uploads: 3,
+            wait_for_silent: Duration::from_secs(3),
             drain: Duration::from_secs(20),
         }
     }

@@ -147,6 +147,19 @@ impl Follower {
         }
     }
 
+    /// The same for a connection that only asks: under another name than the stream's.
+    pub(super) fn options_to_watch(&self, member: usize) -> ConnectOptions {
+        self.members.get(member).map_or_else(|| self.options.clone(), |member| member.to_watch.clone())
+    }
+
+    /// Members other than this one that said nothing when they were asked last, and may answer again by themselves.
+    pub(super) fn silent(&self, but: usize) -> Vec<String> {
+        let silent =
+            |member: &Member| member.seen.is_none() && member.failure.as_ref().is_none_or(PgError::is_transient);
+        let others = self.members.iter().enumerate().filter(|(number, member)| *number != but && silent(member));
+        others.map(|(_, member)| member.host.to_string()).collect()
+    }
+
     /// How many members there are. With a single one there is nothing to choose, and nobody is asked.
     pub(super) fn count(&self) -> usize {
         self.members.len()
