@@ -2,7 +2,7 @@
 
 use tokio::task::spawn_blocking;
 use tokio_util::task::AbortOnDropHandle;
-use wal::SegmentName;
+use wal::{PgTime, SegmentName};
 
 use super::alarms::Doing;
 use super::scanner::{Cursor, ScanError};
@@ -163,10 +163,19 @@ impl Archiver {
         // Else its last piece was cut before, and is still on its way: `tail_stored` confirms.
     }
 
+    /// What commits in WAL that is not scanned is not known: until that WAL is stored, it counts as a commit of now.
+    fn expose_from(&self, run: &mut Run, segment: SegmentName) {
+        let offset = self.board.read(|status| status.clock_offset_micros.unwrap_or(0));
+        let now = PgTime::from(self.clock.now()).as_micros().saturating_sub(offset);
+        let end = self.spool.end_of(segment, Held::Complete);
+        run.exposure.committed(end, PgTime::from_micros(now));
+    }
+
     pub(super) fn scan_failed(&self, run: &mut Run, failure: Failure) {
         match failure {
             Failure::Scan(ScanError::Damaged { segment, error }) => {
                 run.halted = Some(segment);
+                self.expose_from(run, segment);
                 tracing::error!(%segment, %error, "WAL in the spool is damaged: nothing from it on is stored");
                 let error = Error::new(ErrorCode::Damaged, format!("segment {segment} in the spool is not valid WAL"))
                     .because(error)

@@ -234,5 +234,10 @@ async fn the_alarm_of_a_damaged_segment_outlives_what_is_stored_beside_it() {
     .await;
     let said = bench.board.read(|status| status.archive_error.as_ref().map(Error::code));
     assert_eq!(said, Some(ErrorCode::Damaged), "nothing from it on is stored, and nobody would know");
+    // What was committed in it and after it is only here, for longer and longer.
+    let exposed = || bench.board.read(|status| status.rpo_seconds);
+    let before = exposed();
+    assert!(before > 0.0, "{before}");
+    until("the exposure grows", async || exposed() > before).await;
     stop.cancel();
 }
