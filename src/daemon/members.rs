@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::slots::{self, SlotKeeper};
+use super::slots::{self, SlotKeeper, SlotTrouble};
 use super::view::Member;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode};
@@ -99,7 +99,7 @@ impl Members {
                 Err(_) => {
                     // Until the next round has connected anew it holds up nobody.
                     self.sessions.remove(host);
-                    Some(format!("no answer within {} s", PATIENCE.as_secs()))
+                    Some(SlotTrouble::Failed(format!("no answer within {} s", PATIENCE.as_secs())))
                 }
             };
             kept.push(KeptSlot { host: name(host), port: host.port, trouble });
@@ -116,7 +116,7 @@ pub(super) struct KeptSlot {
     /// Its port.
     pub(super) port: u16,
     /// What was wrong, if anything.
-    pub(super) trouble: Option<String>,
+    pub(super) trouble: Option<SlotTrouble>,
 }
 
 fn name(host: &Host) -> String {

@@ -4,8 +4,11 @@
 //! standby. pgvault makes its own on each member and lets it go on as WAL becomes durable here.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use wal::Lsn;
 
 use crate::clock::Clock;
 use crate::primary::sql::{MemberSlot, SqlSession};
@@ -13,9 +16,11 @@ use crate::primary::{ConnectOptions, Host, HostName, PgError, SlotName};
 use crate::receiver::contact;
 use crate::wal_pipeline::WalStatus;
 
+mod apart;
 pub mod branch;
 pub mod decide;
 
+use apart::Apart;
 use branch::Branch;
 use decide::{Act, Ours, Seen, SeenSlot, Why, decide};
 
@@ -31,6 +36,8 @@ pub struct SlotKeeper {
     clock: Arc<dyn Clock>,
     /// Since when a member has been on a branch that we left.
     left: HashMap<Host, Instant>,
+    /// Members on branches of their own.
+    apart: Apart,
     /// When the slot of a member was last used by us.
     touched: HashMap<Host, Instant>,
     /// What was last logged of a member, so that it is logged once.
@@ -40,22 +47,29 @@ pub struct SlotKeeper {
 impl SlotKeeper {
     /// For a slot of this name.
     pub(super) fn new(slot: SlotName, clock: Arc<dyn Clock>) -> Self {
-        Self { slot, clock, left: HashMap::new(), touched: HashMap::new(), said: HashMap::new() }
+        Self {
+            slot,
+            clock,
+            left: HashMap::new(),
+            apart: Apart::default(),
+            touched: HashMap::new(),
+            said: HashMap::new(),
+        }
     }
 
     /// Looks at the slot on one member and does what has to be done. Why that did not succeed, if it did not.
     ///
     /// Dropping the future at any point leaves a slot that is as it was, or as it should be.
-    pub(super) async fn tend(&mut self, member: &Member<'_>, wal: &WalStatus) -> Option<String> {
+    pub(super) async fn tend(&mut self, member: &Member<'_>, wal: &WalStatus) -> Option<SlotTrouble> {
         let ours = ours(wal)?;
         let outcome = self.act(member, &ours, wal).await;
         let (said, trouble) = match &outcome {
-            Ok(act) => (describe(*act), None),
-            Err(error) => (Some(error.to_string()), Some(error.to_string())),
+            Ok((act, kept)) => (describe(*act), self.retained(*act, *kept)),
+            Err(error) => (Some(error.to_string()), Some(SlotTrouble::Failed(error.to_string()))),
         };
         match said {
             Some(said) if self.said.get(member.host) != Some(&said) => {
-                if trouble.is_some() {
+                if outcome.is_err() {
                     tracing::warn!(host = %member.host, slot = %self.slot, error = said, "cannot keep the slot of a member");
                 } else {
                     tracing::info!(host = %member.host, slot = %self.slot, "{said}");
@@ -68,10 +82,18 @@ impl SlotKeeper {
         trouble
     }
 
-    async fn act(&mut self, member: &Member<'_>, ours: &Ours, wal: &WalStatus) -> Result<Act, PgError> {
+    /// A slot that is left alone on another branch still makes its server keep WAL.
+    fn retained(&self, act: Act, kept: Option<Lsn>) -> Option<SlotTrouble> {
+        let kept = kept.filter(|_| act == Act::Leave(Why::OtherBranch))?;
+        Some(SlotTrouble::OtherBranch { slot: self.slot.to_string(), kept })
+    }
+
+    /// What was done, and from where on the slot kept WAL before.
+    async fn act(&mut self, member: &Member<'_>, ours: &Ours, wal: &WalStatus) -> Result<(Act, Option<Lsn>), PgError> {
         let (session, name) = (member.session, &self.slot);
         let look = session.member_slot(name).await?;
-        let Some(end) = look.end else { return Ok(Act::Leave(Why::UpToDate)) };
+        let kept = look.slot.as_ref().filter(|slot| slot.physical).and_then(|slot| slot.restart_lsn);
+        let Some(end) = look.end else { return Ok((Act::Leave(Why::UpToDate), kept)) };
         let now = self.clock.instant();
         let since =
             |times: &HashMap<Host, Instant>| times.get(member.host).map(|&then| now.saturating_duration_since(then));
@@ -85,7 +107,11 @@ impl SlotKeeper {
                 && since(&self.touched).is_none_or(|idle| idle >= TOUCH_EVERY),
         };
         let mut act = decide(ours, &seen, None);
-        if act == Act::AskBranch {
+        if act == Act::AskBranch
+            && let Some(lately) = self.apart.lately(member.host, now)
+        {
+            act = lately;
+        } else if act == Act::AskBranch {
             let met = contact(&to_watch(member.options)).await?;
             if Some(met.system_identifier) != wal.system_identifier {
                 return Err(PgError::Protocol(format!(
@@ -95,6 +121,7 @@ impl SlotKeeper {
             }
             let branch = Branch { end: met.position.end, history: met.position.history };
             act = decide(ours, &seen, Some(&branch));
+            self.apart.asked(member.host, now, act);
         }
         let left = matches!(act, Act::Leave(Why::Left | Why::LeftLately) | Act::Drop);
         if left {
@@ -112,7 +139,35 @@ impl SlotKeeper {
         if !matches!(act, Act::Leave(_)) {
             self.touched.insert(member.host.clone(), now);
         }
-        if may { Ok(act) } else { Err(PgError::Protocol("the role lacks REPLICATION".to_owned())) }
+        if may { Ok((act, kept)) } else { Err(PgError::Protocol("the role lacks REPLICATION".to_owned())) }
+    }
+}
+
+/// What is wrong with our slot on a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SlotTrouble {
+    /// It cannot be made or moved, for this reason.
+    Failed(String),
+    /// The member is on another branch, which we may yet have to follow: its slot stays and keeps WAL.
+    OtherBranch {
+        /// The slot.
+        slot: String,
+        /// First byte that it keeps.
+        kept: Lsn,
+    },
+}
+
+impl fmt::Display for SlotTrouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(reason) => f.write_str(reason),
+            Self::OtherBranch { kept, .. } => {
+                write!(
+                    f,
+                    "the member is on another branch than the one that is followed, and keeps WAL from {kept} on for us"
+                )
+            }
+        }
     }
 }
 
@@ -154,7 +209,7 @@ fn seen_slot(slot: MemberSlot) -> SeenSlot {
 }
 
 /// Whether the slot is there now. That someone else, such as the receiver, was quicker is as good.
-fn made(result: Result<Option<wal::Lsn>, PgError>) -> Result<bool, PgError> {
+fn made(result: Result<Option<Lsn>, PgError>) -> Result<bool, PgError> {
     match result {
         Ok(position) => Ok(position.is_some()),
         Err(error) if error.is_duplicate_slot() => Ok(true),

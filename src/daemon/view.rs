@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use recovery::{Backup, BackupId, Catalog, Window};
 use wal::{Lsn, PgTime, TimelineId};
 
+use super::slots::SlotTrouble;
 use crate::config::Schedule;
 use crate::error::Error;
 use crate::patroni::Topology;
@@ -112,7 +113,7 @@ pub struct Member {
     /// How far its clock is ahead of ours, in milliseconds.
     pub clock_ahead_ms: Option<i64>,
     /// Why our slot cannot be kept on it, when it cannot.
-    pub slot_trouble: Option<String>,
+    pub slot_trouble: Option<SlotTrouble>,
 }
 
 /// Base backups as this daemon sees them.

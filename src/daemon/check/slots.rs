@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::CheckStatus::{Failed, Ok as Fine, Skipped, Warn};
 use super::Finding;
+use crate::daemon::slots::SlotTrouble;
 use crate::daemon::view::{ClusterView, Member};
 use crate::primary::sql::SlotRow;
 
@@ -17,7 +18,12 @@ pub(super) fn slot(view: &ClusterView) -> Finding {
             .fix("set `slot` in the cluster's section");
     };
     if let Some(reason) = view.wal.as_ref().and_then(|wal| wal.slot_lost.as_ref()) {
-        return Finding::new(name, Failed, reason.clone()).fix("take a new base backup: pgvault backup now --wait");
+        let fix = if view.create_slot {
+            "take a new base backup: pgvault backup now --wait".to_owned()
+        } else {
+            format!("have it made on the primary: SELECT pg_create_physical_replication_slot('{slot}', true);")
+        };
+        return Finding::new(name, Failed, reason.clone()).fix(fix);
     }
     let found: Vec<Finding> = view.members.iter().filter_map(|member| on_member(view, slot, member)).collect();
     if found.is_empty() {
@@ -81,6 +87,11 @@ fn on_member(view: &ClusterView, slot: &str, member: &Member) -> Option<Finding>
         _ if row.active && !is_source(view, member) => {
             let message = format!("slot \"{slot}\" on {host} is in use by something else than this pgvault");
             Finding::new(name, Warn, message).fix("two receivers cannot share it: give each a slot of its own")
+        }
+        _ if let Some(SlotTrouble::OtherBranch { slot, .. }) = &member.slot_trouble => {
+            Finding::new(name, Warn, format!("slot \"{slot}\" on {host} is left alone{why}")).fix(format!(
+                "rebuild the member as a standby (pg_rewind); or, if it is never to be followed, on {host}: SELECT pg_drop_replication_slot('{slot}');"
+            ))
         }
         _ if member.slot_trouble.is_some() => {
             Finding::new(name, Warn, format!("slot \"{slot}\" on {host} cannot be kept{why}")).fix("pgvault slot show")

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::daemon::probe::RepositoryProbe;
+use crate::daemon::slots::SlotTrouble;
 use crate::daemon::view::Member;
 use crate::daemon::view::samples::{NOW, at, backup, primary, stored, unknown, well};
 use crate::error::ErrorCode;
@@ -74,6 +75,11 @@ fn whatever_is_wrong_says_what_to_do() {
             view.wal = None;
             view.members[0].settings.as_mut().unwrap().max_wal_senders = Some(1);
         }),
+        ("slot", Warn, |view| {
+            let kept = "0/3000000".parse().unwrap();
+            let slot_trouble = Some(SlotTrouble::OtherBranch { slot: "pgvault".to_owned(), kept });
+            view.members.push(Member { host: "pg2".to_owned(), slot_trouble, ..primary() });
+        }),
         ("max_slot_wal_keep_size", Warn, |view| {
             view.members[0].settings.as_mut().unwrap().max_slot_wal_keep_size = Some(None);
         }),
@@ -94,7 +100,7 @@ fn whatever_is_wrong_says_what_to_do() {
         ("slot", Failed, |view| view.members[0].slots.as_mut().unwrap()[0].physical = false),
         ("slot", Warn, |view| view.wal.as_mut().unwrap().source = Some(("pg9".to_owned(), 5432))),
         ("slot", Warn, |view| {
-            let trouble = Some("all replication slots are in use".to_owned());
+            let trouble = Some(SlotTrouble::Failed("all replication slots are in use".to_owned()));
             view.members.push(Member {
                 host: "pg2".to_owned(),
                 in_recovery: Some(true),
