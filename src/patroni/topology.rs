@@ -82,6 +82,21 @@ impl Topology {
         self.members.iter().find(|member| member.role != Role::Replica)
     }
 
+    /// What is left of it when nobody could be asked. Where the members are does not become wrong by being old; what they are,
+    /// and what Patroni does with slots, does when it is `too_old`.
+    #[must_use]
+    pub(super) fn after_silence(self, error: String, too_old: bool) -> Self {
+        let mut known = Self { error: Some(error), ..self };
+        if too_old {
+            for member in &mut known.members {
+                (member.role, member.timeline) = (Role::Replica, None);
+                "unknown".clone_into(&mut member.state);
+            }
+            (known.paused, known.slots) = (false, None);
+        }
+        known
+    }
+
     /// Where the members are, in Patroni's order: it does not change when another one leads.
     pub fn hosts(&self) -> impl Iterator<Item = &Host> {
         self.members.iter().map(|member| &member.host)
@@ -114,6 +129,25 @@ impl KnownMember {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_silent_api_said_is_forgotten_but_for_where_the_members_are() {
+        let host = Host { name: HostName::Tcp("h".to_owned()), address: None, port: 1 };
+        let member = KnownMember {
+            name: "pg1".to_owned(),
+            host: host.clone(),
+            role: Role::Leader,
+            state: "running".to_owned(),
+            timeline: Some(TimelineId::FIRST),
+        };
+        let slots = Some(SlotRules { permanent: vec!["pgvault".to_owned()], ignored: Vec::new() });
+        let told = Topology { members: vec![member], paused: true, slots, error: None };
+        let lately = told.clone().after_silence("refused".to_owned(), false);
+        assert_eq!(lately, Topology { error: Some("refused".to_owned()), ..told });
+        let old = lately.after_silence("refused".to_owned(), true);
+        assert_eq!((old.leader(), old.paused, &old.slots), (None, false, &None));
+        assert_eq!(old.hosts().collect::<Vec<_>>(), [&host]);
+    }
 
     #[test]
     fn slots_of_members_are_named_as_patroni_does() {

@@ -4,9 +4,10 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::net::lookup_host;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::address::PatroniUrl;
@@ -20,6 +21,8 @@ use crate::primary::{Host, HostName};
 const ASK_EVERY: Duration = Duration::from_secs(2);
 /// After so many answers the dynamic configuration is read anew.
 const CONFIGURATION_EVERY: u32 = 15;
+/// What an API that does not answer said longer ago is believed no more, but for where the members are.
+const TOO_OLD: Duration = Duration::from_secs(60);
 /// How long the name of a host may take to be looked up.
 const NAME: Duration = Duration::from_secs(2);
 
@@ -35,14 +38,17 @@ pub async fn keep_asking(
         stop.cancelled().await;
     }
     let mut asker = Asker::default();
+    let mut heard_at = Instant::now();
     while !stop.is_cancelled() {
         let round = async {
             let heard = asker.ask(urls, named).await;
+            if heard.is_ok() {
+                heard_at = Instant::now();
+            }
             tell.send_if_modified(|known| {
                 let now = match heard {
                     Ok(topology) => topology,
-                    // What was known of the members stays: a hint does not become wrong by being old.
-                    Err(error) => Topology { error: Some(error), ..known.clone() },
+                    Err(error) => known.clone().after_silence(error, heard_at.elapsed() >= TOO_OLD),
                 };
                 let changed = *known != now;
                 if changed {
@@ -129,19 +135,12 @@ impl Asker {
 
 /// Calls each member as the conninfo does, where both names lead to the same place: it must not be taken for two servers.
 async fn call_as_named(topology: &mut Topology, named: &[Host]) {
-    let mut places = Vec::new();
-    for host in named {
-        places.push((host, addresses(host).await));
-    }
-    for member in &mut topology.members {
-        let known = places.iter().find(|(host, _)| host.name == member.host.name && host.port == member.host.port);
-        let known = match known {
-            Some(known) => Some(known),
-            None => {
-                let here = addresses(&member.host).await;
-                places.iter().find(|(_, there)| !here.is_disjoint(there))
-            }
-        };
+    // All names at once: one that nobody answers for holds up no other.
+    let places = join_all(named.iter().map(async |host| (host, addresses(host).await))).await;
+    let told = join_all(topology.members.iter().map(|member| addresses(&member.host))).await;
+    for (member, here) in topology.members.iter_mut().zip(told) {
+        let same = |(host, _): &&(&Host, _)| host.name == member.host.name && host.port == member.host.port;
+        let known = places.iter().find(same).or_else(|| places.iter().find(|(_, there)| !here.is_disjoint(there)));
         if let Some((host, _)) = known {
             member.host = (*host).clone();
         }
