@@ -93,10 +93,8 @@ fn frozen_and_thawed(options: &StorageOptions, what: &str) {
     let second = other_host(&it, options);
     let hosts = [&it.pgvault, &second];
     let streams = |pgvault: &Pgvault| wal(pgvault)["streaming"] == true;
-    let first = it.pgvault.serve();
-    // Two first contacts in one moment are another question, which a store without conditions cannot answer.
-    it.pgvault.wait("the lineage begins", LIMIT, || streams(&it.pgvault));
-    let mut daemons = [first, second.serve()];
+    // Two first contacts in one moment begin one lineage, also where the store cannot say who was first.
+    let mut daemons = [it.pgvault.spawn_serve(&[]), second.spawn_serve(&[])];
     let working = || hosts.iter().position(|host| streams(host));
     second.wait("one of the two streams", LIMIT, || working().is_some());
     let reference = it.reference();

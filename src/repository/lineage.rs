@@ -34,7 +34,7 @@ pub struct LineageDocument {
     pub postgres_version: u32,
     /// Size of WAL segments.
     pub segment_size: SegmentSize,
-    /// When it began.
+    /// When it began; of a cluster's first lineage, when the cluster itself did.
     pub created_at: PgTime,
     /// The lineage it was branched from by hand.
     pub parent: Option<LineageId>,
@@ -109,13 +109,18 @@ pub(super) async fn find_or_create(
     now: PgTime,
 ) -> RepositoryResult<LineageRepository> {
     let lineages = all(cluster).await?;
-    let Some(newest) = lineages.last() else { return create(cluster, server, 1, None, now).await };
+    let Some(newest) = lineages.last() else {
+        // Two daemons may be here at the same moment, and not every store can say who was first: both write the same bytes.
+        return create(cluster, server, 1, None, made_at(server.system_identifier)).await;
+    };
     let same_system: Vec<&LineageRepository> =
         lineages.iter().filter(|lineage| lineage.system_identifier() == server.system_identifier).collect();
     let newest_number = same_system.iter().map(|lineage| lineage.id().number).max();
     if new_lineage {
         let number = newest_number.map_or(1, |number| number.saturating_add(1));
-        return create(cluster, server, number, Some(newest.id()), now).await;
+        // The newest is the one begun last, also where a clock went back.
+        let after = PgTime::from_micros(newest.document().created_at.as_micros().saturating_add(1));
+        return create(cluster, server, number, Some(newest.id()), now.max(after)).await;
     }
     let Some(candidate) = same_system.into_iter().find(|lineage| Some(lineage.id().number) == newest_number) else {
         let fact = MismatchFact::ForeignSystem { server: server.system_identifier, stored: newest.id() };
@@ -125,6 +130,12 @@ pub(super) async fn find_or_create(
         Some(fact) => Err(refuse(cluster.name(), fact)),
         None => Ok(candidate.clone()),
     }
+}
+
+/// When initdb made a cluster: the upper half of the identifier is the time in Unix seconds (`BootStrapXLOG`, xlog.c).
+fn made_at(system_identifier: SystemIdentifier) -> PgTime {
+    let seconds = i64::try_from(system_identifier.get() >> 32).unwrap_or_default();
+    PgTime::from_unix_micros(seconds * 1_000_000)
 }
 
 fn refuse(cluster: &ClusterName, fact: MismatchFact) -> RepositoryError {
