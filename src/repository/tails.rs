@@ -83,6 +83,12 @@ impl TailChain {
         cover
     }
 
+    /// The same chain without these pieces; none unless others hold all that they held.
+    fn without(&self, damaged: &[TailName]) -> Option<Self> {
+        let sound = self.pieces.iter().copied().filter(|piece| !damaged.contains(piece)).collect();
+        Self::of(self.segment, self.start, sound).filter(|chain| chain.end == self.end)
+    }
+
     /// The piece that reaches to the end: its header has the running maximum of the whole chain.
     pub(super) fn last_piece(&self) -> Option<TailName> {
         self.pieces.iter().copied().find(|piece| piece.to == self.end)
@@ -133,20 +139,51 @@ impl LineageRepository {
     /// What is read is verified: of up to 64 pieces all, of more those that hold the chain. Where two writers' pieces
     /// overlap, they must agree: `Damaged` otherwise. Memory is a few small pieces, whatever the size of segments.
     pub async fn fetch_tail(&self, segment: SegmentName, sink: &mut dyn TailSink) -> RepositoryResult<Option<Lsn>> {
-        for _ in 0..ATTEMPTS {
+        self.fetch_pieces(segment, sink, false).await
+    }
+
+    /// As [`LineageRepository::fetch_tail`], for whoever needs the WAL and not the state of every object: a damaged piece is
+    /// done without where others hold all of its bytes. Nothing shorter is given for what is stored: that is `Damaged`.
+    pub async fn fetch_sound_tail(
+        &self,
+        segment: SegmentName,
+        sink: &mut dyn TailSink,
+    ) -> RepositoryResult<Option<Lsn>> {
+        self.fetch_pieces(segment, sink, true).await
+    }
+
+    async fn fetch_pieces(
+        &self,
+        segment: SegmentName,
+        sink: &mut dyn TailSink,
+        around_damage: bool,
+    ) -> RepositoryResult<Option<Lsn>> {
+        let mut damaged: Vec<TailName> = Vec::new();
+        let mut attempts = 0;
+        while attempts < ATTEMPTS {
             sink.clear().map_err(RepositoryError::Sink)?;
-            let Some(chain) = self.tail_chain(segment).await? else { return Ok(None) };
+            let Some(listed) = self.tail_chain(segment).await? else { return Ok(None) };
+            // What is listed only grows, as long as the segment is not complete: the others still hold all of it.
+            let Some(chain) = listed.without(&damaged) else { break };
             match self.fetch_chain(&chain, sink).await {
+                Ok(()) => return Ok(Some(chain.end)),
                 // Retention removed a piece after it was listed, because the segment is complete by now.
-                Err(RepositoryError::NotFound(_)) => {}
-                fetched => return fetched.map(|()| Some(chain.end)),
+                Err(Failure::Piece(_, RepositoryError::NotFound(_))) => attempts += 1,
+                Err(Failure::Piece(name, error @ RepositoryError::Damaged { .. })) if around_damage => {
+                    damaged.push(name);
+                    if listed.without(&damaged).is_none() {
+                        return Err(error);
+                    }
+                    tracing::warn!(%error, "a piece of a tail is damaged: others hold its bytes");
+                }
+                Err(Failure::Piece(_, error) | Failure::Other(error)) => return Err(error),
             }
         }
         let key = self.keys().key(&LineageObject::Segment(segment));
         Err(RepositoryError::damaged(&key, "pieces of its tail are listed, but are not there"))
     }
 
-    async fn fetch_chain(&self, chain: &TailChain, sink: &mut dyn TailSink) -> RepositoryResult<()> {
+    async fn fetch_chain(&self, chain: &TailChain, sink: &mut dyn TailSink) -> Result<(), Failure> {
         let mut filled = 0;
         let wanted = if chain.pieces.len() > READ_ALL { chain.cover() } else { chain.pieces.clone() };
         let mut pieces = stream::iter(wanted).map(|name| self.fetch_small(name)).buffered(PARALLEL);
@@ -154,15 +191,13 @@ impl LineageRepository {
             // Pieces come by their first byte, so everything before `filled` is there.
             let mut joint = Joint::new(sink, name.from.bytes_since(chain.start), filled);
             let joined = match small {
-                Some(plain) => joint.write_all(&plain).map_err(RepositoryError::Sink),
-                None => read_wal(self.objects(), &WalPlace::tail(self, name)?, &mut joint).await.map(|_| ()),
+                Some(plain) => joint.write_all(&plain).map_err(|error| Failure::Other(RepositoryError::Sink(error))),
+                None => self.read_piece(name, &mut joint).await,
             };
             if joint.differs() {
                 let key = self.keys().key(&LineageObject::Tail(name));
-                return Err(RepositoryError::damaged(
-                    &key,
-                    "another piece of this segment's tail has other bytes there",
-                ));
+                let what = "another piece of this segment's tail has other bytes there";
+                return Err(Failure::Other(RepositoryError::damaged(&key, what)));
             }
             joined?;
             filled = filled.max(name.to.bytes_since(chain.start));
@@ -170,15 +205,29 @@ impl LineageRepository {
         Ok(())
     }
 
+    async fn read_piece(&self, name: TailName, sink: &mut (dyn std::io::Write + Send)) -> Result<(), Failure> {
+        let place = WalPlace::tail(self, name).map_err(Failure::Other)?;
+        let read = read_wal(self.objects(), &place, sink).await;
+        read.map(drop).map_err(|error| Failure::Piece(name, error))
+    }
+
     /// A small piece; none for a large one, which is read straight into the sink when its turn comes.
-    async fn fetch_small(&self, name: TailName) -> RepositoryResult<(TailName, Option<Vec<u8>>)> {
+    async fn fetch_small(&self, name: TailName) -> Result<(TailName, Option<Vec<u8>>), Failure> {
         if name.to.bytes_since(name.from) > SMALL {
             return Ok((name, None));
         }
         let mut plain = Vec::new();
-        read_wal(self.objects(), &WalPlace::tail(self, name)?, &mut plain).await?;
+        self.read_piece(name, &mut plain).await?;
         Ok((name, Some(plain)))
     }
+}
+
+/// Why a chain could not be read.
+enum Failure {
+    /// This piece could not.
+    Piece(TailName, RepositoryError),
+    /// Something else, such as two pieces that disagree: nobody knows which is right.
+    Other(RepositoryError),
 }
 
 /// Encrypted objects must not be taken for absent.

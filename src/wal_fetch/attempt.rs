@@ -137,7 +137,7 @@ async fn fetch_segment(
         return if completed { Ok(Fetched::Whole) } else { Err(Trouble::Hole { missing: segment, later }) };
     }
     let mut destination = Destination::open(&request.destination, &request.asker)?;
-    let stored = match lineage.fetch_tail(segment, destination.file()).await {
+    let stored = match lineage.fetch_sound_tail(segment, destination.file()).await {
         Err(RepositoryError::Sink(source)) => return Err(destination.trouble(source)),
         fetched => fetched?,
     };

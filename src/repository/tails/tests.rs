@@ -207,3 +207,34 @@ async fn a_complete_segment_makes_its_tails_meaningless() {
     assert_eq!(catalog.tails, []);
     assert_eq!(catalog.coverage.contiguous_end(name(1, 5).timeline(), start()), Some(Lsn::new(6 * SIZE)));
 }
+
+#[tokio::test]
+async fn a_damaged_piece_is_done_without_where_others_hold_its_bytes_and_not_elsewhere() {
+    for (pieces, damaged, around) in [
+        (vec![(0, 10_000), (10_000, 12_000), (10_000, 20_000)], (10_000, 12_000), true),
+        (vec![(0, 10_000), (0, 12_000), (12_000, 20_000)], (0, 10_000), true),
+        (vec![(0, 10_000), (10_000, 20_000)], (10_000, 20_000), false),
+        (vec![(0, 10_000), (10_000, 20_000)], (0, 10_000), false),
+        (vec![(0, 10_000), (5_000, 20_000), (0, 6_000)], (0, 10_000), true),
+    ] {
+        let storage = Arc::new(MemoryStorage::new());
+        let lineage = lineage(Arc::clone(&storage) as Arc<_>).await;
+        let wal = wal();
+        for &(from, to) in &pieces {
+            put(&lineage, &wal, from, to).await.unwrap();
+        }
+        let piece = TailName { segment: name(1, 5), from: at(damaged.0), to: at(damaged.1) };
+        let key = lineage.keys().key(&LineageObject::Tail(piece));
+        let mut bytes = storage.get(&key).await.unwrap().to_vec();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0xFF;
+        replace(storage.as_ref(), &key, bytes).await;
+        assert!(fetch(&lineage).await.is_err(), "whoever looks after the objects is told");
+        let mut sound = Vec::new();
+        let end = lineage.fetch_sound_tail(name(1, 5), &mut sound).await;
+        match end {
+            Ok(end) => assert!(around && end == Some(at(20_000)) && sound == wal.bytes[..20_000], "{pieces:?}"),
+            Err(error) => assert!(!around && matches!(error, RepositoryError::Damaged { .. }), "{pieces:?}: {error}"),
+        }
+    }
+}

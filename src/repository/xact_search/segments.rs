@@ -214,7 +214,7 @@ impl WalSearch<'_> {
     /// The segment's tails put together; none when they do not reach far enough: it was completed meanwhile.
     async fn tail(&self, source: &Source) -> RepositoryResult<Option<Tail>> {
         let mut tail = Tail::of(self.lineage, source.name)?;
-        let end = self.lineage.fetch_tail(source.name, tail.sink()).await?;
+        let end = self.lineage.fetch_sound_tail(source.name, tail.sink()).await?;
         Ok(end.is_some_and(|end| end >= source.end).then_some(tail))
     }
 
