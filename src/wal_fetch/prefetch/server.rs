@@ -71,12 +71,29 @@ where
     Listening: FnOnce() -> io::Result<()>,
     Stop: Future<Output = ()>,
 {
+    // Whatever ends it: who claimed the place and could not even begin takes it away as well. Nobody else lives to do it, when
+    // the server that asked has stopped meanwhile.
+    let served = serve_at(claim.place(), request, limits, parts).await;
+    claim.release().and(served)
+}
+
+async fn serve_at<Open, Listening, Stop>(
+    place: &PrefetchPlace,
+    request: PrefetchRequest,
+    limits: PrefetchLimits,
+    parts: Parts<'_, Open, Listening, Stop>,
+) -> io::Result<()>
+where
+    Open: AsyncFn() -> crate::error::Result<LineageRepository>,
+    Listening: FnOnce() -> io::Result<()>,
+    Stop: Future<Output = ()>,
+{
     let Parts { open, local, life, clock, listening, stop } = parts;
     tokio::pin!(stop);
-    let listener = UnixListener::bind(claim.place().socket())?;
+    let listener = UnixListener::bind(place.socket())?;
     listening()?;
     let mut prefetcher = Prefetcher {
-        place: claim.place().clone(),
+        place: place.clone(),
         request,
         open,
         local,
@@ -89,27 +106,30 @@ where
         handed_out: None,
         slots: Arc::new(Semaphore::new(limits.parallel.max(1))),
     };
-    loop {
+    let ended = loop {
         let asked = tokio::select! {
-            () = &mut stop => break,
-            () = life.ended() => break,
+            () = &mut stop => break Ok(()),
+            () = life.ended() => break Ok(()),
             asked = tokio::time::timeout(limits.idle, listener.accept()) => asked,
         };
-        let Ok(connection) = asked else { break };
-        let (connection, _) = connection?;
+        let connection = match asked {
+            Err(_) => break Ok(()),
+            Ok(Err(error)) => break Err(error),
+            Ok(Ok((connection, _))) => connection,
+        };
         tokio::select! {
-            () = &mut stop => break,
-            () = life.ended() => break,
+            () = &mut stop => break Ok(()),
+            () = life.ended() => break Ok(()),
             told = prefetcher.converse(connection) => {
                 if let Err(error) = told {
                     tracing::debug!(%error, "whoever asked went away");
                 }
             }
         }
-    }
+    };
     drop(listener);
     prefetcher.abandon_all().await;
-    claim.release()
+    ended
 }
 
 /// A segment that was not asked for yet.

@@ -332,6 +332,17 @@ async fn it_ends_with_the_recovery_the_server_or_when_nobody_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_started_it_may_be_gone_before_it_listens_and_nothing_is_left() {
+    let scene = Scene::new().await;
+    let (_stop, stopped) = oneshot::channel();
+    let (heard, listening) = oneshot::channel();
+    // The server was stopped, and the command that it waited for with it.
+    drop(listening);
+    scene.serve(RECOVERY, limits(), heard, stopped).await.unwrap_err();
+    assert!(!scene.place.dir().parent().unwrap().exists(), "it leaves nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_place_has_one_prefetcher_and_nothing_outside_is_touched() {
     let scene = Scene::new().await;
     let claim = scene.place.clone().claim().unwrap().unwrap();
