@@ -95,7 +95,11 @@ impl RepmgrCluster {
     }
 
     /// Makes a member that was stopped or killed a standby of the other.
+    ///
+    /// pg_rewind starts the server once to recover it. The lock file of a server that was killed stands in its way when its
+    /// pid is still taken (by what nobody has waited for, say): it is removed, as an operator does once all of it is gone.
     pub fn rejoin(&self, index: usize) {
+        drop(fs::remove_file(self.nodes[index].data.join("postmaster.pid")));
         let other = format!("host=127.0.0.1 port={} user=postgres dbname=repmgr", self.nodes[1 - index].port);
         self.repmgr(index, &["node", "rejoin", "-d", &other, "--force-rewind"]);
     }
@@ -120,11 +124,18 @@ impl RepmgrCluster {
         }
     }
 
-    /// kill -9 of a member's postmaster.
+    /// kill -9 of a member's postmaster; waits until its children are gone too, which notice by themselves.
     pub fn kill(&self, index: usize) {
         let pid = self.nodes[index].postmaster_pid().expect("it runs");
+        let mut all = children(pid);
+        all.push(pid);
         let status = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
         assert!(status.success());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while let Some(left) = all.iter().find(|&&pid| is_alive(pid)) {
+            assert!(Instant::now() < deadline, "process {left} of node {} does not end", index + 1);
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn pg_ctl(&self, index: usize, args: &[&str]) {
@@ -147,6 +158,24 @@ impl Drop for RepmgrCluster {
             }
         }
     }
+}
+
+/// State and parent of a process; none when it is gone.
+fn process(pid: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name, which may hold anything.
+    let mut words = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
+}
+
+fn children(parent: u32) -> Vec<u32> {
+    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    all.filter(|&pid| process(pid).is_some_and(|(_, of)| of == parent)).collect()
+}
+
+/// Whether a process still does anything: a zombie does not, though its pid is taken until somebody has waited for it.
+fn is_alive(pid: u32) -> bool {
+    process(pid).is_some_and(|(state, _)| state != 'Z')
 }
 
 fn configuration(id: usize, nodes: &[PgNode; 2], work: &Path) -> String {
