@@ -50,6 +50,9 @@ impl Reader {
             ("RESTORE_PORT", free_port().to_string()),
             ("LATEST_DIR", in_restores("latest")),
             ("LATEST_PORT", free_port().to_string()),
+            ("STANDBY_DIR", in_restores("standby")),
+            ("STANDBY_PORT", free_port().to_string()),
+            ("PRIMARY_CONNINFO", node.conninfo()),
         ];
         Self { pgvault, environment }
     }
@@ -87,7 +90,7 @@ struct Stops<'a>(&'a Reader);
 
 impl Drop for Stops<'_> {
     fn drop(&mut self) {
-        for name in ["RESTORE_DIR", "LATEST_DIR"] {
+        for name in ["RESTORE_DIR", "LATEST_DIR", "STANDBY_DIR"] {
             let data = PathBuf::from(self.0.has(name));
             if data.join("postmaster.pid").exists() {
                 self.0.runs(&format!("pg_ctl -D '{}' -m immediate -w stop", data.display()));

@@ -148,3 +148,30 @@ fn with_several_hosts_alone_and_slots_that_patroni_owns() {
     setup.slots_follow();
     setup.nothing_is_lost(false);
 }
+
+#[test]
+#[ignore = "needs Patroni and etcd: make integration"]
+fn a_new_member_comes_from_the_repository_and_its_leader_is_not_read() {
+    let mut setup = setup("pgvault owns the slot", "");
+    let _daemon = setup.pgvault.serve();
+    setup.pgvault.wait_streaming();
+    let (code, backup) = setup.pgvault.json(&["backup", "now", "main", "--wait", "--fast-checkpoint"]);
+    assert_eq!(code, 0, "{backup}");
+    setup.load.wait_for_more(50);
+    let page = snippet(PAGE, "A new replica from the repository", "yaml");
+    let program = format!("{} -c {}", setup.pgvault.binary.display(), setup.pgvault.config.display());
+    let member = setup.cluster.add(|data| {
+        let text = page.replace("/var/lib/postgresql/17/main", data.to_str().unwrap());
+        // Nobody else may help: the page has pg_basebackup as the second way.
+        let text = text.replace("[pgvault, basebackup]", "[pgvault]").replace(": pgvault ", &format!(": {program} "));
+        text.lines().skip(1).map(|line| format!("{}\n", line.strip_prefix("  ").unwrap())).collect()
+    });
+    assert!(member.log().contains("replica has been created using pgvault"), "{}", member.log());
+    let (name, node) = (member.name.clone(), member.node.conninfo());
+    setup.cluster.wait("it streams", |cluster| {
+        let sql = "SELECT status FROM pg_stat_wal_receiver";
+        cluster.member(&name).node.try_sql(sql).as_deref() == Ok("streaming")
+    });
+    println!("{name} at {node} streams");
+    setup.nothing_is_lost(true);
+}

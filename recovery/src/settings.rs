@@ -98,13 +98,7 @@ pub fn recovery_settings(
     let mut settings = vec![Setting { name: "restore_command".to_owned(), value: restore_command.to_string() }];
     let mut set = |name: &str, value: String| settings.push(Setting { name: name.to_owned(), value });
     if let Some(standby) = standby {
-        if has_password(&standby.primary_conninfo) {
-            return Err(SettingsError::PasswordInConninfo);
-        }
-        set("primary_conninfo", standby.primary_conninfo.clone());
-        if let Some(slot) = &standby.slot {
-            set("primary_slot_name", slot.clone());
-        }
+        way_to_primary(&mut set, standby)?;
     }
     set("recovery_target_timeline", if follows { "latest".to_owned() } else { plan.timeline.to_string() });
     let inclusive = if plan.stop_inclusive { "on" } else { "off" }.to_owned();
@@ -128,6 +122,33 @@ pub fn recovery_settings(
     }
     let signal = if standby.is_some() { SignalFile::Standby } else { SignalFile::Recovery };
     Ok(RecoverySettings { settings, signal })
+}
+
+/// The settings of a standby that goes on from where its files are: as those of a new one, see [`recovery_settings`].
+pub fn standby_settings(
+    restore_command: &RestoreCommand,
+    standby: &StandbySettings,
+    options: &[(String, String)],
+) -> Result<RecoverySettings, SettingsError> {
+    let mut settings = vec![Setting { name: "restore_command".to_owned(), value: restore_command.to_string() }];
+    let mut set = |name: &str, value: String| settings.push(Setting { name: name.to_owned(), value });
+    way_to_primary(&mut set, standby)?;
+    set("recovery_target_timeline", "latest".to_owned());
+    for (name, value) in options {
+        add_option(&mut settings, name, value)?;
+    }
+    Ok(RecoverySettings { settings, signal: SignalFile::Standby })
+}
+
+fn way_to_primary(set: &mut impl FnMut(&str, String), standby: &StandbySettings) -> Result<(), SettingsError> {
+    if has_password(&standby.primary_conninfo) {
+        return Err(SettingsError::PasswordInConninfo);
+    }
+    set("primary_conninfo", standby.primary_conninfo.clone());
+    if let Some(slot) = &standby.slot {
+        set("primary_slot_name", slot.clone());
+    }
+    Ok(())
 }
 
 impl RecoverySettings {

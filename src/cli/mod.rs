@@ -152,7 +152,7 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Repo(Repo::Copy(_)) => not_available::command("repo copy"),
         Command::Retention(_) => not_available::command("retention"),
         Command::Standby(Standby::Create(args)) => standby::create(context, &args).await,
-        Command::Standby(Standby::Refresh(_)) => not_available::command("standby refresh"),
+        Command::Standby(Standby::Refresh(args)) => standby::bring_back(context, &args).await,
         Command::Peek(_) => not_available::command("peek"),
         Command::Drill(_) => not_available::command("drill"),
         Command::Jobs(_) => not_available::command("jobs"),

@@ -1,4 +1,8 @@
-//! `standby create`: the data directory of a new standby from the repository, and its slot on the primary.
+//! `standby create`: the data directory of a new standby from the repository, and its slot on the primary. `standby refresh`: the
+//! same from an old data directory.
+
+mod refresh;
+mod words;
 
 use std::path::PathBuf;
 
@@ -16,7 +20,7 @@ use crate::daemon::open;
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::SlotName;
 use crate::restore::{ConfigRequest, RestoreRequest};
-use crate::standby::{self, Found, SlotStep, StandbyOutcome, StandbyPlan, StandbyRequest, derived_name};
+use crate::standby::{self, StandbyOutcome, StandbyPlan, StandbyRequest, derived_name};
 
 /// Where Linux keeps the name of the machine.
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";
@@ -27,7 +31,7 @@ pub(super) async fn create(context: &Context, args: &StandbyArgs) -> Ended {
     let request = request(context, &config, &cluster, args)?;
     let lineage = source::lineage(context, &config, &cluster).await?;
     let plan = standby::plan(&lineage, request).await?;
-    show_plan(context, &plan, args)?;
+    show_plan(context, &plan, args, &[])?;
     if args.dry_run {
         return Ok(0);
     }
@@ -37,6 +41,11 @@ pub(super) async fn create(context: &Context, args: &StandbyArgs) -> Ended {
     })
     .await?;
     show_outcome(context, &plan, &outcome, args)
+}
+
+/// `standby refresh`
+pub(super) async fn bring_back(context: &Context, args: &StandbyArgs) -> Ended {
+    refresh::run(context, args).await
 }
 
 fn request(context: &Context, config: &Config, cluster: &ClusterConfig, args: &StandbyArgs) -> Result<StandbyRequest> {
@@ -86,22 +95,20 @@ fn slot_name(cluster: &ClusterConfig, given: Option<&str>) -> Result<Option<Slot
     }
 }
 
-/// The plan: to stdout with `--dry-run`, else beside the work.
-fn show_plan(context: &Context, plan: &StandbyPlan, args: &StandbyArgs) -> Result<()> {
+/// The plan: to stdout with `--dry-run`, else beside the work. `more` is what else the document says.
+fn show_plan(context: &Context, plan: &StandbyPlan, args: &StandbyArgs, more: &[(&str, Value)]) -> Result<()> {
     let output = &context.output;
     let mut document = to_value(plan.restore.document())
         .map_err(|error| Error::new(ErrorCode::Unclassified, "the plan cannot be shown").because(error))?;
     if output.json {
-        document["primary"] = primary_document(plan);
-        document["slot"] = plan
-            .slot
-            .as_ref()
-            .map_or(Value::Null, |(name, step)| json!({ "name": name.as_str(), "action": step.as_str() }));
+        document["primary"] = words::primary_document(plan.primary.as_ref());
+        document["slot"] = words::slot_document(&plan.slot);
+        more.iter().for_each(|(name, value)| document[*name] = value.clone());
         output.document(&document);
         return Ok(());
     }
     let mut lines = recover::lines(&plan.restore, &document, context.global.verbose > 0);
-    lines.extend(lines_of_primary(plan));
+    lines.extend(words::lines(plan.primary.as_ref(), &plan.slot));
     for line in lines {
         if args.dry_run { output.text(&line) } else { output.note(&line) }
     }
@@ -111,59 +118,18 @@ fn show_plan(context: &Context, plan: &StandbyPlan, args: &StandbyArgs) -> Resul
     Ok(())
 }
 
-fn primary_document(plan: &StandbyPlan) -> Value {
-    match &plan.primary {
-        None => Value::Null,
-        Some(Found::Away(why)) => json!({ "reachable": false, "reason": why }),
-        Some(Found::Here(primary)) => json!({
-            "reachable": true,
-            "host": primary.host.to_string(),
-            "timeline": primary.history.timeline(),
-            "flush_lsn": primary.flush_lsn,
-        }),
-    }
-}
-
-fn lines_of_primary(plan: &StandbyPlan) -> Vec<String> {
-    let mut lines = Vec::new();
-    match &plan.primary {
-        Some(Found::Here(primary)) => lines.push(format!(
-            "Primary     {}, timeline {}, WAL up to {}; its data is not read",
-            primary.host,
-            primary.history.timeline(),
-            primary.flush_lsn
-        )),
-        Some(Found::Away(why)) => lines.push(format!("Primary     away: {why}")),
-        None => {}
-    }
-    if let Some((name, step)) = &plan.slot {
-        let what = match step {
-            SlotStep::Create => "is made",
-            SlotStep::Replace => "keeps no WAL any more and is made anew",
-            SlotStep::Use => "is there and not in use",
-        };
-        lines.push(format!("Slot        {name} {what}"));
-    }
-    lines
-}
-
 fn show_outcome(context: &Context, plan: &StandbyPlan, outcome: &StandbyOutcome, args: &StandbyArgs) -> Ended {
     let output = &context.output;
     let restored = &outcome.restore;
-    let next = next_steps(plan, outcome);
+    let next = words::next_steps(plan.slot_later.as_ref(), &outcome.slot);
     if output.json {
-        let slot = outcome.slot.as_ref().map_or(Value::Null, |(name, made)| {
-            json!({
-                "name": name.as_str(),
-                "action": made.as_ref().map(|step| step.as_str()).ok(),
-                "error": made.as_ref().err().map(Error::in_one_line),
-            })
-        });
-        output.document(&json!({
+        let document = json!({
             "type": "result", "directory": restored.directory, "backup": restored.backup, "timeline": restored.timeline,
             "restored_bytes": restored.restored_bytes, "seconds": restored.seconds, "warnings": restored.warnings,
-            "primary": primary_document(plan), "slot": slot, "next": next,
-        }));
+            "primary": words::primary_document(plan.primary.as_ref()), "slot": words::slot_done_document(&outcome.slot),
+            "next": next,
+        });
+        output.document(&document);
         return Ok(0);
     }
     for warning in &restored.warnings {
@@ -188,20 +154,4 @@ fn show_outcome(context: &Context, plan: &StandbyPlan, outcome: &StandbyOutcome,
         output.text(&format!("Later       {step}"));
     }
     Ok(0)
-}
-
-/// What is left for a person to do about the slot.
-fn next_steps(plan: &StandbyPlan, outcome: &StandbyOutcome) -> Vec<String> {
-    let make = |name: &SlotName| format!("on the primary: SELECT pg_create_physical_replication_slot('{name}', true);");
-    if let Some(name) = &plan.slot_later {
-        // Named in the settings before it exists, it would keep the standby from streaming.
-        return vec![
-            make(name),
-            format!("then on the standby: ALTER SYSTEM SET primary_slot_name = '{name}'; SELECT pg_reload_conf();"),
-        ];
-    }
-    match &outcome.slot {
-        Some((name, Err(_))) => vec![make(name)],
-        _ => Vec::new(),
-    }
 }

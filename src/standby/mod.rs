@@ -7,11 +7,16 @@
 mod apply;
 mod branch;
 mod bridge;
+mod old;
 mod plan;
 mod primary;
+mod refresh;
+mod replay;
 mod slot;
 
 pub use apply::{StandbyOutcome, apply};
 pub use plan::{StandbyPlan, StandbyRequest, plan};
 pub use primary::{Found, Primary};
+pub use refresh::{RefreshOutcome, RefreshPlan, Renewal, apply_refresh, plan_refresh};
+pub use replay::Replay;
 pub use slot::{SlotStep, derived_name};

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use recovery::settings::{Setting, StandbySettings, has_password};
 use recovery::{RecoveryTarget, TargetTimeline};
+use wal::{Lsn, TimelineId};
 
 use super::primary::{self, Found, Primary};
 use super::slot::{self, SlotStep};
@@ -48,12 +49,39 @@ pub struct StandbyPlan {
 
 /// Plans a standby; refuses, before anything is touched, what cannot follow its primary.
 pub async fn plan(lineage: &LineageRepository, request: StandbyRequest) -> Result<StandbyPlan> {
-    let StandbyRequest { mut restore, primary, slot: wanted, ours } = request;
-    if let Some((words, _)) = &primary {
+    let ground = prepare(lineage, &request).await?;
+    restored(lineage, request, ground).await
+}
+
+/// What is known before it is decided how the files come.
+#[derive(Clone, Debug)]
+pub(super) struct Ground {
+    pub(super) found: Option<Found>,
+    pub(super) timeline: TimelineId,
+    pub(super) slot: Option<(SlotName, SlotStep)>,
+    /// What is written of the primary and the slot.
+    pub(super) standby: Option<StandbySettings>,
+}
+
+impl Ground {
+    pub(super) fn here(&self) -> Option<&Primary> {
+        self.found.as_ref().and_then(Found::here)
+    }
+
+    /// The slot that was wanted and cannot be made now.
+    pub(super) fn slot_later(&self, wanted: Option<SlotName>) -> Option<SlotName> {
+        wanted.filter(|_| matches!(self.found, Some(Found::Away(_))))
+    }
+}
+
+/// Asks the primary, and finds the branch and the slot.
+pub(super) async fn prepare(lineage: &LineageRepository, request: &StandbyRequest) -> Result<Ground> {
+    let StandbyRequest { primary, slot: wanted, ours, .. } = request;
+    if let Some((words, _)) = primary {
         refuse_secrets(words)?;
     }
-    let found = match &primary {
-        Some((_, options)) => Some(primary::look(options, wanted.as_ref()).await?),
+    let found = match primary {
+        Some((_, options)) => Some(primary::look_until_free(options, wanted.as_ref()).await?),
         None => None,
     };
     let here = found.as_ref().and_then(Found::here);
@@ -61,29 +89,41 @@ pub async fn plan(lineage: &LineageRepository, request: StandbyRequest) -> Resul
         refuse_foreign(lineage, here)?;
     }
     let timeline = branch::find(lineage, here.map(|primary| &primary.history)).await?;
-    restore.recovery.target = RecoveryTarget::Latest;
-    restore.recovery.timeline = Some(TargetTimeline::Number(timeline));
-
-    let slot = match (here, &wanted) {
+    let slot = match (here, wanted) {
         (Some(Primary { slot: Some(found), host, .. }), Some(name)) => {
             Some((name.clone(), slot::decide(*found, name, &host.to_string(), ours.as_ref())?))
         }
         _ => None,
     };
-    if let (Some(config), Some((words, _))) = (&mut restore.config, &primary) {
-        let name = slot.as_ref().map(|(name, _)| name.to_string());
-        config.standby = Some(StandbySettings { primary_conninfo: words.clone(), slot: name });
+    let standby = primary.as_ref().map(|(words, _)| StandbySettings {
+        primary_conninfo: words.clone(),
+        slot: slot.as_ref().map(|(name, _)| name.to_string()),
+    });
+    Ok(Ground { found, timeline, slot, standby })
+}
+
+/// The plan of a standby whose files come from a backup.
+pub(super) async fn restored(
+    lineage: &LineageRepository,
+    request: StandbyRequest,
+    ground: Ground,
+) -> Result<StandbyPlan> {
+    let StandbyRequest { mut restore, primary, slot: wanted, ours } = request;
+    restore.recovery.target = RecoveryTarget::Latest;
+    restore.recovery.timeline = Some(TargetTimeline::Number(ground.timeline));
+    if let Some(config) = &mut restore.config {
+        config.standby = ground.standby.clone();
     }
     let options = primary.map(|(_, options)| options);
-    let mut restore = match (here, &options) {
+    let mut restore = match (ground.here(), &options) {
         (Some(here), Some(options)) => joined(lineage, &restore, here, options).await?,
         _ => restore::plan(lineage, &restore).await?,
     };
-    if let Some(here) = here {
+    if let Some(here) = ground.here() {
         raise_minimums(&mut restore, here);
     }
-    let slot_later = wanted.filter(|_| matches!(found, Some(Found::Away(_))));
-    Ok(StandbyPlan { restore, primary: found, slot, slot_later, options, ours })
+    let slot_later = ground.slot_later(wanted);
+    Ok(StandbyPlan { restore, primary: ground.found, slot: ground.slot, slot_later, options, ours })
 }
 
 /// A password would be readable in the data directory, and in every backup of it.
@@ -120,22 +160,28 @@ async fn joined(
         let plan = restore::plan(lineage, request).await?;
         let end = plan.recovery.wal_end;
         looks += 1;
-        let joins = bridge::joins(options, primary, end).await;
-        if joins.map_err(|error| error.explain(format!("cannot tell whether {} has WAL from {end}", primary.host)))? {
+        if reaches(options, primary, end).await? {
             return Ok(plan);
         }
         if looks >= BRIDGE_LOOKS {
-            let message = format!("WAL from {end} on is neither in the repository nor on {}", primary.host);
-            return Err(Error::new(ErrorCode::WalLost, message)
-                .because("a standby would replay up to there and wait for ever")
-                .help(format!("see whether the daemon streams: pgvault status {}", lineage.cluster()))
-                .help(format!(
-                    "take a backup, which lies behind it: pgvault backup now {} --wait",
-                    lineage.cluster()
-                )));
+            return Err(out_of_reach(lineage, primary, end));
         }
         tokio::time::sleep(BRIDGE_PAUSE).await;
     }
+}
+
+/// Whether the primary has what follows `end`, where the WAL ends that needs no primary.
+pub(super) async fn reaches(options: &ConnectOptions, primary: &Primary, end: Lsn) -> Result<bool> {
+    let joins = bridge::joins(options, primary, end).await;
+    joins.map_err(|error| error.explain(format!("cannot tell whether {} has WAL from {end}", primary.host)))
+}
+
+pub(super) fn out_of_reach(lineage: &LineageRepository, primary: &Primary, end: Lsn) -> Error {
+    let message = format!("WAL from {end} on is neither in the repository nor on {}", primary.host);
+    Error::new(ErrorCode::WalLost, message)
+        .because("a standby would replay up to there and wait for ever")
+        .help(format!("see whether the daemon streams: pgvault status {}", lineage.cluster()))
+        .help(format!("take a backup, which lies behind it: pgvault backup now {} --wait", lineage.cluster()))
 }
 
 /// Gives the standby at least what its primary has now, where the configuration that comes with the backup has less: it would

@@ -1,6 +1,7 @@
 //! The server that the standby will follow: what must be known of it, asked over the replication protocol.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use wal::{Lsn, SystemIdentifier, TimelineHistory, TimelineId};
 
@@ -53,8 +54,26 @@ impl Found {
     }
 }
 
+/// A server that was stopped a moment ago may still hold its slot: so often, and this long apart, is looked whether it is free.
+const LOOKS: u32 = 4;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Asks; a slot that is in use is asked for again.
+pub(super) async fn look_until_free(options: &ConnectOptions, slot: Option<&SlotName>) -> Result<Found> {
+    let mut looks = 1;
+    loop {
+        let found = look(options, slot).await?;
+        let taken = found.here().is_some_and(|primary| primary.slot == Some(SlotFound::Active));
+        if !taken || looks >= LOOKS {
+            return Ok(found);
+        }
+        looks += 1;
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
 /// Asks. A server that runs and does not let us in would not let the standby in either: that is an error.
-pub(super) async fn look(options: &ConnectOptions, slot: Option<&SlotName>) -> Result<Found> {
+async fn look(options: &ConnectOptions, slot: Option<&SlotName>) -> Result<Found> {
     let doing = "cannot ask the primary of the standby";
     match ask(options, slot).await {
         Ok(Ok(primary)) => Ok(Found::Here(Box::new(primary))),

@@ -31,6 +31,10 @@ impl Drop for Running {
 pub struct PatroniCluster {
     members: Vec<Member>,
     major: u32,
+    /// The folder of all, the port of etcd, and the lines of the dynamic configuration.
+    work: PathBuf,
+    etcd_port: u16,
+    dynamic: String,
     _etcd: Running,
 }
 
@@ -53,29 +57,55 @@ impl PatroniCluster {
         let work = dir.join("patroni");
         fs::create_dir_all(&work).unwrap();
         let (etcd, etcd_port) = start_etcd(&work);
-        let ports: Vec<(u16, u16)> = (0..members).map(|_| (free_port(), free_port())).collect();
-        let members = ports.iter().enumerate().map(|(index, &(port, api))| {
-            let name = format!("pg{}", index + 1);
-            let mut node = PgNode::at(&work, &name, major);
-            node.port = port;
-            let config = work.join(format!("{name}.yml"));
-            fs::write(&config, configuration(&node, &name, api, etcd_port, dynamic)).unwrap();
-            Member { log: work.join(format!("{name}.log")), name, node, api, config, patroni: None }
-        });
-        let members = members.collect();
-        give_to_server_user(&work);
-        let mut cluster = Self { members, major, _etcd: etcd };
+        let mut cluster =
+            Self { members: Vec::new(), major, work, etcd_port, dynamic: dynamic.to_owned(), _etcd: etcd };
+        for _ in 0..members {
+            cluster.configure_member("");
+        }
+        give_to_server_user(&cluster.work);
         for index in 0..cluster.members.len() {
             cluster.start_patroni(index);
         }
+        cluster.wait_all();
+        cluster
+    }
+
+    /// One more member, whose own configuration has these lines in its section `postgresql`; where its data lies decides
+    /// `lines_for`. Waits until it runs.
+    pub fn add(&mut self, lines_for: impl FnOnce(&Path) -> String) -> &Member {
+        let data = self.work.join(format!("pg{}", self.members.len() + 1));
+        let index = self.configure_member(&lines_for(&data));
+        give_to_server_user(&self.work);
+        self.start_patroni(index);
+        self.wait_all();
+        &self.members[index]
+    }
+
+    fn configure_member(&mut self, more: &str) -> usize {
+        let name = format!("pg{}", self.members.len() + 1);
+        let node = PgNode::at(&self.work, &name, self.major);
+        let api = free_port();
+        let config = self.work.join(format!("{name}.yml"));
+        fs::write(&config, configuration(&node, &name, api, self.etcd_port, &self.dynamic, more)).unwrap();
+        self.members.push(Member {
+            log: self.work.join(format!("{name}.log")),
+            name,
+            node,
+            api,
+            config,
+            patroni: None,
+        });
+        self.members.len() - 1
+    }
+
+    fn wait_all(&self) {
         let all_stream = |cluster: &Self| {
             let known = cluster.cluster();
             let running = |member: &&Value| matches!(member["state"].as_str(), Some("running" | "streaming"));
             let count = known["members"].as_array().map_or(0, |members| members.iter().filter(running).count());
             count == cluster.members.len() && cluster.leader().is_some()
         };
-        cluster.wait("all members run", all_stream);
-        cluster
+        self.wait("all members run", all_stream);
     }
 
     /// The members, in the order of their numbers.
@@ -177,6 +207,13 @@ impl PatroniCluster {
     }
 }
 
+impl Member {
+    /// What its Patroni and its PostgreSQL wrote.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
 impl Drop for PatroniCluster {
     fn drop(&mut self) {
         for member in &mut self.members {
@@ -190,8 +227,9 @@ impl Drop for PatroniCluster {
 }
 
 /// `ttl` is the lowest that Patroni takes; the rest makes it act at once.
-fn configuration(node: &PgNode, name: &str, api: u16, etcd: u16, dynamic: &str) -> String {
+fn configuration(node: &PgNode, name: &str, api: u16, etcd: u16, dynamic: &str, more: &str) -> String {
     let dynamic: String = dynamic.lines().map(|line| format!("    {line}\n")).collect();
+    let more: String = more.lines().map(|line| format!("  {line}\n")).collect();
     let pgpass = node.run.join("pgpass");
     format!(
         "scope: main
@@ -232,7 +270,7 @@ postgresql:
     shared_buffers: 32MB
     fsync: 'off'
     track_commit_timestamp: 'on'
-tags: {{}}
+{more}tags: {{}}
 ",
         port = node.port,
         data = node.data.display(),

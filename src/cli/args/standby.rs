@@ -11,7 +11,7 @@ use super::{OfCluster, key_value};
 pub enum Standby {
     /// Write the data directory of a new standby, and make its slot on the primary
     Create(Box<StandbyArgs>),
-    /// Bring back a standby that fell behind, or an old primary after a failover (not available in this version)
+    /// Bring back a standby that fell behind, or an old primary after a failover
     Refresh(Box<StandbyArgs>),
 }
 
