@@ -61,6 +61,10 @@ bench-second: setup ## what a second backup adds, restored exactly, also without
 	@scripts/setup-peers.sh "$(PEERS)" pgbackrest wal_rus barman
 	python3 bench/backup.py target/release/pgvault "$(SERVERS)" "$(PEERS)" --scale 100 --only second,again,kept $(SECOND)
 
+bench-standby: setup ## a new standby until it streams, and what that costs the primary, beside pg_basebackup (STANDBY="--scale 20 --runs 1" for a short run)
+	cargo build --release --locked
+	python3 bench/backup.py target/release/pgvault "$(SERVERS)" "$(PEERS)" --only standby --tools pgvault $(STANDBY)
+
 bench-wal: setup ## WAL taken in, stored and acknowledged, beside other tools (WAL="--segments 14 --runs 1 --seconds 3" for a short run)
 	cargo build --release --locked
 	@scripts/setup-peers.sh "$(PEERS)" wal_rus
@@ -80,4 +84,4 @@ setup: ## PostgreSQL and S3 servers for the tests
 setup-demo: ## PostgreSQL of the distribution, for the demo
 	@scripts/setup.sh
 
-.PHONY: help demo test chaos integration matrix lint fmt bench bench-backup bench-second bench-wal bench-replay docs setup setup-demo
+.PHONY: help demo test chaos integration matrix lint fmt bench bench-backup bench-second bench-standby bench-wal bench-replay docs setup setup-demo

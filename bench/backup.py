@@ -264,6 +264,7 @@ def report(bench, rows_of_limits, lags):
         print(f"\n### {TITLES[part]}\n")
         takes, serves = part in ("full", "second"), part in ("full", "second", "standby")
         head = ["tool", "wall s", "CPU s", *(["server CPU s"] if serves else []), "peak MiB", *(["stored MiB"] if takes else [])]
+        head += ["sent MiB"] if part == "standby" else []
         reads = (lambda label: [bench.kinds[label]]) if part == "second" else (lambda label: [])
         table([*head, *(["stores"] if part == "second" else [])], [[label, *medians(runs), *reads(label)] for label, runs in found.items()])
     if rows_of_limits:
