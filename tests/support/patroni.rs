@@ -202,6 +202,10 @@ impl PatroniCluster {
         if libraries.join("libpq.so.5").exists() {
             command.env("LD_LIBRARY_PATH", libraries);
         }
+        // What it runs must not see what the tests' own environment sets for pgvault.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PGVAULT_")) {
+            command.env_remove(name);
+        }
         command.arg(&member.config).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         member.patroni = Some(Running(command.spawn().expect("Patroni: run `make integration`")));
     }
