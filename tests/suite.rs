@@ -40,6 +40,7 @@ mod refusals;
 mod repmgr;
 mod restore_delta;
 mod restore_files;
+mod restored_servers;
 mod s3_misbehaves;
 mod server_trouble;
 mod slots_everywhere;

@@ -9,7 +9,7 @@ use wal::PgTime;
 
 use crate::plan::{RecoveryPlan, StopAt};
 
-pub use auto_conf::{recovery_targets_in, rewrite_auto_conf, without_recovery};
+pub use auto_conf::{recovery_targets_in, rewrite_auto_conf, value_in, without_recovery};
 pub use restore_command::RestoreCommand;
 
 /// One line of a configuration file.

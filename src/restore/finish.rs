@@ -1,9 +1,12 @@
 //! After the files: settings, durability, and the publication.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use recovery::Backup;
-use recovery::settings::{RecoverySettings, Setting, recovery_targets_in, rewrite_auto_conf, without_recovery};
+use recovery::settings::{
+    RecoverySettings, Setting, recovery_targets_in, rewrite_auto_conf, value_in, without_recovery,
+};
 
 use super::roots::{Roots, data_path};
 
@@ -52,12 +55,11 @@ pub(super) fn write_settings(roots: &Roots, settings: &RecoverySettings, backup:
     let mut settings = settings.clone();
     let conf = roots.read("postgresql.conf")?;
     settings.clear_targets(&recovery_targets_in(conf.as_deref().unwrap_or_default()));
-    if conf.is_none() {
-        let given: Vec<String> = settings.settings.iter().map(|setting| setting.name.clone()).collect();
-        // The last line of a file wins: what was decided already stays.
-        settings.settings.extend(standby_minimums(backup).into_iter().filter(|minimum| !given.contains(&minimum.name)));
-    }
     let before = roots.read("postgresql.auto.conf")?.unwrap_or_default();
+    let given: Vec<String> = settings.settings.iter().map(|setting| setting.name.clone()).collect();
+    let minimums = standby_minimums(&backup.server_settings, &[conf.as_deref().unwrap_or_default(), &before]);
+    // The last line of a file wins: what was decided already stays.
+    settings.settings.extend(minimums.into_iter().filter(|minimum| !given.contains(&minimum.name)));
     let text = rewrite_auto_conf(&before, &settings);
     roots.write("postgresql.auto.conf", &mut text.as_slice())?;
     roots.write(settings.signal.file_name(), &mut io::empty())?;
@@ -72,13 +74,18 @@ pub(super) fn clear_settings(roots: &Roots) -> io::Result<()> {
     if text == before { Ok(()) } else { roots.write("postgresql.auto.conf", &mut text.as_slice()) }
 }
 
-/// A configuration that lies outside of the data directory did not come along; a hot standby (and with it a pause at the
-/// target) still needs as many connections and so on as the primary had.
-fn standby_minimums(backup: &Backup) -> Vec<Setting> {
-    backup
-        .server_settings
+/// What the restored configuration says less of than the primary had, or nothing: a hot standby, and with it a pause at the
+/// target, needs as many connections and so on (`CheckRequiredParameterValues` in xlogrecovery.c). It may have lain outside
+/// of the data directory, or been given on the command line, as Patroni does.
+fn standby_minimums(of_server: &BTreeMap<String, i64>, confs: &[&[u8]; 2]) -> Vec<Setting> {
+    let restored = |name: &str| confs.iter().rev().find_map(|conf| value_in(conf, name));
+    let is_enough = |name: &str, minimum: i64| {
+        restored(name).and_then(|value| value.parse::<i64>().ok()).is_some_and(|value| value >= minimum)
+    };
+    of_server
         .iter()
-        .map(|(name, value)| Setting { name: name.clone(), value: value.to_string() })
+        .filter(|(name, minimum)| !is_enough(name, **minimum))
+        .map(|(name, minimum)| Setting { name: name.clone(), value: minimum.to_string() })
         .collect()
 }
 
@@ -116,6 +123,28 @@ fn sets(text: &[u8], name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_restored_configuration_has_less_of_is_set() {
+        let of_server = BTreeMap::from([("max_connections".to_owned(), 200), ("max_wal_senders".to_owned(), 10)]);
+        let set = |conf: &str, auto_conf: &str| {
+            let minimums = standby_minimums(&of_server, &[conf.as_bytes(), auto_conf.as_bytes()]);
+            minimums.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        };
+        assert_eq!(set("", ""), "max_connections = '200'; max_wal_senders = '10'");
+        assert_eq!(set("max_connections = 200\nmax_wal_senders = 10 # few\n", ""), "");
+        assert_eq!(
+            set("max_connections = 300\nmax_wal_senders = 10\nmax_connections = 20\n", ""),
+            "max_connections = '200'"
+        );
+        // postgresql.auto.conf is read last.
+        assert_eq!(set("max_connections = 1\nmax_wal_senders = 99", "max_connections = '200'\n"), "");
+        assert_eq!(set("max_connections = 999\nmax_wal_senders=10", "max_connections = 1"), "max_connections = '200'");
+        assert_eq!(
+            set("#max_connections = 999\nMAX_WAL_SENDERS ten", ""),
+            "max_connections = '200'; max_wal_senders = '10'"
+        );
+    }
 
     #[test]
     fn only_an_archive_command_with_a_value_is_worth_a_warning() {

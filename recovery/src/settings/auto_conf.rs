@@ -65,6 +65,11 @@ pub fn recovery_targets_in(conf: &[u8]) -> Vec<String> {
     names
 }
 
+/// What a configuration file sets a parameter to: its last line about it, unquoted. What it includes is not looked at.
+pub fn value_in(conf: &[u8], name: &str) -> Option<String> {
+    lines(conf).filter_map(parameter).filter(|(found, _)| found == name).map(|(_, value)| value).last()
+}
+
 fn is_stale(name: &str) -> bool {
     STALE.contains(&name) || TARGETS.contains(&name)
 }
