@@ -14,7 +14,7 @@ use pgvault::restore::{RestoreOutcome, RestoreRequest};
 use recovery::{RecoveryTarget, TargetTimeline};
 
 use crate::support::generations::{begin, contents, step};
-use crate::support::pg::{PgNode, give_to_server_user, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
 use crate::support::restored::{Scene, lsn, wait_promoted};
 use crate::support::tree::{assert_same, tree};
 
@@ -139,8 +139,8 @@ fn a_delta_is_a_plain_restore(major: u32) {
 }
 
 #[test]
-fn over_an_old_directory_of_15_it_is_a_plain_restore() {
-    a_delta_is_a_plain_restore(15);
+fn over_an_old_directory_it_is_a_plain_restore() {
+    a_delta_is_a_plain_restore(major(15));
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn over_an_old_directory_of_18_it_is_a_plain_restore() {
 fn a_former_primary_that_went_its_own_way_comes_back_without_what_it_wrote() {
     let dir = test_dir();
     let scene = Scene::new(dir.path());
-    let mut node = PgNode::start_new(dir.path(), "primary", 17);
+    let mut node = PgNode::start_new(dir.path(), "primary", major(17));
     node.sql("CREATE TABLE t (n int)");
     let pipeline = scene.vault.start(&node.conninfo());
     pipeline.wait_streaming();
@@ -161,7 +161,7 @@ fn a_former_primary_that_went_its_own_way_comes_back_without_what_it_wrote() {
     node.sql("INSERT INTO t VALUES (20000)");
     pipeline.wait_shipped(lsn(&node, "SELECT pg_current_wal_flush_lsn()"));
     // A clone takes over and writes; the old primary, whom nobody hears, writes too.
-    let mut clone = scene.recover("clone", 17, |_| ());
+    let mut clone = scene.recover("clone", major(17), |_| ());
     wait_promoted(&clone);
     pipeline.stop();
     clone.sql("INSERT INTO t VALUES (30000)");
@@ -193,7 +193,7 @@ fn a_former_primary_that_went_its_own_way_comes_back_without_what_it_wrote() {
 #[test]
 fn what_is_planned_is_counted_and_nothing_is_changed_by_a_plan() {
     let dir = test_dir();
-    let (scene, node, _) = changed_since(dir.path(), 16, |_| ());
+    let (scene, node, _) = changed_since(dir.path(), major(16), |_| ());
     worn(&node.data);
     let before = tree(&node.data, &[]);
     let mut request = scene.request(&node.data, RecoveryTarget::Latest);

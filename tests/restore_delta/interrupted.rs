@@ -11,7 +11,7 @@ use recovery::RecoveryTarget;
 
 use super::changed_since;
 use crate::support::generations::contents;
-use crate::support::pg::{PgNode, give_to_server_user, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
 use crate::support::restored::{Scene, wait_promoted};
 use crate::support::small_disk::SmallDisk;
 use crate::support::tree::{Tree, assert_same, tree};
@@ -44,9 +44,9 @@ fn is_published(point: &str) -> bool {
 #[test]
 fn a_delta_that_is_killed_at_any_point_is_never_started_and_finished_by_the_same_command() {
     let dir = test_dir();
-    let (scene, node, expected) = changed_since(dir.path(), 17, |_| ());
+    let (scene, node, expected) = changed_since(dir.path(), major(17), |_| ());
     let plain = plain_tree(&scene, dir.path());
-    let mut target = PgNode::at(dir.path(), "target", 17);
+    let mut target = PgNode::at(dir.path(), "target", major(17));
     for point in RESTORE_FAULT_POINTS {
         copy(&node.data, &target.data);
         let old = tree(&target.data, &[]);
@@ -84,9 +84,9 @@ fn a_delta_that_is_killed_at_any_point_is_never_started_and_finished_by_the_same
 #[test]
 fn a_plain_restore_that_is_killed_at_any_point_is_finished_by_the_same_command() {
     let dir = test_dir();
-    let (scene, _, expected) = changed_since(dir.path(), 16, |_| ());
+    let (scene, _, expected) = changed_since(dir.path(), major(16), |_| ());
     let plain = plain_tree(&scene, dir.path());
-    let mut target = PgNode::at(dir.path(), "target", 16);
+    let mut target = PgNode::at(dir.path(), "target", major(16));
     let to = target.data.to_str().unwrap().to_owned();
     let again = ["recover", "main", "--latest", "--to", &to];
     for point in RESTORE_FAULT_POINTS {
@@ -120,7 +120,7 @@ fn a_plain_restore_that_is_killed_at_any_point_is_finished_by_the_same_command()
 #[test]
 fn a_full_disk_is_told_and_the_same_command_goes_on_when_there_is_room() {
     let dir = test_dir();
-    let (scene, node, _) = changed_since(dir.path(), 15, |_| ());
+    let (scene, node, _) = changed_since(dir.path(), major(15), |_| ());
     let plain = plain_tree(&scene, dir.path());
     for over_old in [false, true] {
         let mount = dir.path().join("small");
@@ -157,7 +157,7 @@ fn a_full_disk_is_told_and_the_same_command_goes_on_when_there_is_room() {
 #[test]
 fn after_a_sync_that_failed_nothing_is_published_and_nothing_is_kept() {
     let dir = test_dir();
-    let (scene, node, _) = changed_since(dir.path(), 17, |_| ());
+    let (scene, node, _) = changed_since(dir.path(), major(17), |_| ());
     let plain = plain_tree(&scene, dir.path());
     let to = node.data.to_str().unwrap();
     let args = ["recover", "main", "--latest", "--delta", "--to", to, "--json"];

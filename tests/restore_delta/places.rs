@@ -10,7 +10,7 @@ use recovery::RecoveryTarget;
 
 use super::{changed_since, delta};
 use crate::support::generations::contents;
-use crate::support::pg::{give_to_server_user, test_dir};
+use crate::support::pg::{give_to_server_user, major, test_dir};
 use crate::support::restored::wait_promoted;
 use crate::support::tree::{assert_same, tree};
 
@@ -25,7 +25,7 @@ fn wal_and_tablespaces_stay_where_the_old_directory_has_them() {
     let dir = test_dir();
     let at = |name: &str| dir.path().join(name);
     let (space, second) = (at("a space"), at("second"));
-    let (scene, node, expected) = changed_since(dir.path(), 17, |node| {
+    let (scene, node, expected) = changed_since(dir.path(), major(17), |node| {
         for (name, path) in [("fast", &space), ("other", &second)] {
             fs::create_dir(path).unwrap();
             give_to_server_user(path);
@@ -119,7 +119,7 @@ fn wal_and_tablespaces_stay_where_the_old_directory_has_them() {
 #[test]
 fn wal_goes_where_it_is_told_and_back_into_the_data_directory() {
     let dir = test_dir();
-    let (scene, node, _) = changed_since(dir.path(), 15, |_| ());
+    let (scene, node, _) = changed_since(dir.path(), major(15), |_| ());
     let wal = dir.path().join("wal elsewhere");
     delta(&scene, &node.data, |request| request.wal_dir = Some(wal.clone()));
     assert_eq!(fs::read_link(node.data.join("pg_wal")).unwrap(), wal);

@@ -9,7 +9,7 @@ use pgvault::error::ErrorCode;
 use recovery::RecoveryTarget;
 
 use super::changed_since;
-use crate::support::pg::{PgNode, am_root, bin_dir, give_to_server_user, test_dir};
+use crate::support::pg::{PgNode, am_root, bin_dir, give_to_server_user, major, test_dir};
 use crate::support::restored::{Scene, listing};
 
 #[track_caller]
@@ -27,8 +27,8 @@ fn refused(scene: &Scene, directory: &Path, because: &str) {
 #[test]
 fn nothing_but_an_old_directory_of_the_same_system_is_restored_over() {
     let dir = test_dir();
-    let (scene, node, _) = changed_since(dir.path(), 17, |_| ());
-    let foreign = PgNode::init(dir.path(), "foreign", 17, &[], &[]);
+    let (scene, node, _) = changed_since(dir.path(), major(17), |_| ());
+    let foreign = PgNode::init(dir.path(), "foreign", major(17), &[], &[]);
     refused(&scene, &foreign.data, "it belongs to another cluster: its system identifier is ");
     let full = dir.path().join("full");
     fs::create_dir(&full).unwrap();
@@ -43,7 +43,7 @@ fn nothing_but_an_old_directory_of_the_same_system_is_restored_over() {
 #[test]
 fn nothing_is_restored_over_a_running_server_wherever_it_runs() {
     let dir = test_dir();
-    let (scene, mut node, _) = changed_since(dir.path(), 17, |_| ());
+    let (scene, mut node, _) = changed_since(dir.path(), major(17), |_| ());
     node.start();
     refused(&scene, &node.data, "a server runs in it (pid ");
     // Its lock file is gone: its processes are still seen. (It ends by itself within a minute of that.)
