@@ -11,7 +11,7 @@ use recovery::Backup;
 use serde_json::Value;
 
 use crate::support::generations::{begin, step};
-use crate::support::pg::{PgNode, give_to_server_user, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
 use crate::support::restored::{Scene, lsn};
 
 /// Two backups, the second with page patches over the first's chunks, and all their WAL.
@@ -27,7 +27,8 @@ impl Proven {
         let dir = test_dir();
         let scene = Scene::new(dir.path());
         let settings = [("autovacuum", "off")];
-        let mut node = PgNode::init(dir.path(), "primary", 15, &["--data-checksums", "--wal-segsize=1"], &settings);
+        let mut node =
+            PgNode::init(dir.path(), "primary", major(15), &["--data-checksums", "--wal-segsize=1"], &settings);
         node.start();
         begin(&node);
         let pipeline = scene.vault.start(&node.conninfo());
