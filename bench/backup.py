@@ -40,7 +40,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import HttpsS3, Server, as_user, environment, give_to_user, medians, table, tree_bytes, wait_until, workplace
+from common import HttpsS3, Server, as_user, environment, give_to_user, medians, remove, table, tree_bytes, wait_until, workplace
 from counted import COUNTED, Group, Measured
 from limits import limits
 from standby import standby
@@ -135,7 +135,7 @@ class Bench:
             raise
         finally:
             node.stop("immediate")
-        shutil.rmtree(target)
+        remove(target)
 
     def old_directory(self):
         """The data directory of a server that stood still since now."""

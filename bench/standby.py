@@ -1,10 +1,9 @@
 """How long a new standby takes from nothing to streaming, and what that costs the primary. Standard library only."""
 
-import shutil
 import sys
 from pathlib import Path
 
-from common import Server, environment, wait_until
+from common import Server, environment, remove, wait_until
 from counted import Measured
 from tools import Pgvault, folder
 
@@ -54,6 +53,6 @@ def one(bench, words, tool):
     active = f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}' AND active"
     wait_until("the end of the standby's stream", lambda: bench.server.sql(active) == "0", every=0.05)
     bench.server.sql(f"SELECT pg_drop_replication_slot('{SLOT}')")
-    shutil.rmtree(target)
+    remove(target)
     print(f"  standby: {words}: {cost.wall:.2f} s, {cost.cpu or 0:.2f} CPU s, primary {cost.server_cpu or 0:.2f} CPU s", file=sys.stderr, flush=True)
     return [cost.wall, cost.cpu, cost.server_cpu, cost.peak, megabytes]
