@@ -56,7 +56,7 @@ fn wal_and_tablespaces_stay_where_the_old_directory_has_them() {
     let version = fs::read_dir(&moved)
         .unwrap()
         .map(|e| e.unwrap().path())
-        .find(|p| p.to_str().unwrap().contains("PG_17"))
+        .find(|p| p.to_str().unwrap().contains(&format!("PG_{}_", node.major)))
         .unwrap();
     fs::create_dir_all(version.join("77")).unwrap();
     fs::write(version.join("77/1"), "of the old cluster").unwrap();
