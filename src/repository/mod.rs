@@ -33,6 +33,7 @@ pub(crate) mod test_wal;
 mod usage;
 mod wal_object;
 mod wal_read;
+mod workbench;
 pub mod xact_search;
 
 use std::path::PathBuf;
@@ -44,6 +45,7 @@ use wal::{PgTime, SegmentSize, SystemIdentifier};
 use encrypted::Cipher;
 use keys::KeyRing;
 use memory::ObjectMemory;
+use workbench::Workbenches;
 
 use crate::codec::Compression;
 use crate::storage::Storage;
@@ -111,6 +113,7 @@ struct RepositoryInner {
     options: RepositoryOptions,
     marker: Marker,
     memory: ObjectMemory,
+    workbenches: Workbenches,
 }
 
 impl Repository {
@@ -166,11 +169,16 @@ impl Repository {
         };
         let objects = Objects::with_cipher(storage, cipher);
         let memory = ObjectMemory::new(options.memory);
-        Ok(Self { inner: Arc::new(RepositoryInner { objects, options, marker, memory }) })
+        let workbenches = Workbenches::new(options.compression);
+        Ok(Self { inner: Arc::new(RepositoryInner { objects, options, marker, memory, workbenches }) })
     }
 
     fn memory(&self) -> &ObjectMemory {
         &self.inner.memory
+    }
+
+    fn workbenches(&self) -> &Workbenches {
+        &self.inner.workbenches
     }
 
     /// Which repository this is.

@@ -118,7 +118,7 @@ impl LineageRepository {
             source,
             postgres_version,
             index: index.clone(),
-            compression: options.compression,
+            workbenches: self.repository().workbenches().clone(),
             scratch_dir: options.scratch_dir.clone(),
             max_in_memory: options.max_in_memory,
         };

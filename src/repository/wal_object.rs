@@ -1,18 +1,18 @@
 //! Stored WAL as bytes: the header, then zstd frames. FORMAT.md 4.1.
 
 use std::fs::{self, File};
-use std::io::{self, Cursor, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use wal::{LongHeader, XactIndex, read_segment_header};
 
-use crate::codec::digest::sha256_reader;
-use crate::codec::{Compression, Compressor, ContentHash, ContentHasher};
+use crate::codec::digest::{sha256, sha256_reader};
+use crate::codec::{CompressError, Compressor, ContentHash, ContentHasher};
 use crate::durable::PRIVATE_FILE;
 use crate::repository::header::WalPlace;
 use crate::repository::segments::PlainSource;
+use crate::repository::workbench::{Workbench, Workbenches};
 use crate::repository::{RepositoryError, RepositoryResult, WalHeader};
 use crate::storage::{Body, Sha256};
 
@@ -46,7 +46,7 @@ pub(super) struct EncodeJob {
     pub(super) source: PlainSource,
     pub(super) postgres_version: u32,
     pub(super) index: XactIndex,
-    pub(super) compression: Compression,
+    pub(super) workbenches: Workbenches,
     pub(super) scratch_dir: PathBuf,
     /// Objects with more plaintext than this are built in a file there, so that memory stays bounded.
     pub(super) max_in_memory: u64,
@@ -63,73 +63,90 @@ impl EncodeJob {
     }
 
     fn encode(self) -> RepositoryResult<Encoded> {
-        if self.place.length <= self.max_in_memory {
-            let mut out = Cursor::new(Vec::with_capacity(OBJECT_SPACE));
-            let (header, first_page, sha256) = self.write_to(&mut out, Path::new("memory"))?;
-            let body = Body::Bytes(Bytes::from(out.into_inner()));
-            return Ok(Encoded { header, first_page, body, sha256, _scratch: None });
-        }
-        let name = self.place.key.as_str().rsplit('/').next().unwrap_or_default().to_owned();
-        let (scratch, mut out) = ScratchFile::create(&self.scratch_dir, &name)?;
-        let (header, first_page, sha256) = self.write_to(&mut out, &scratch.0)?;
-        let len = out.metadata().map_err(|source| io_error(&scratch.0, source))?.len();
-        let body = Body::File { path: scratch.0.clone(), len };
-        Ok(Encoded { header, first_page, body, sha256, _scratch: Some(scratch) })
+        let mut workbench = self.workbenches.take().map_err(|error| self.mismatch(&error))?;
+        let encoded = if self.place.length <= self.max_in_memory {
+            self.in_memory(&mut workbench)
+        } else {
+            self.in_file(&mut workbench)
+        };
+        self.workbenches.give_back(workbench);
+        encoded
     }
 
-    /// Writes the stored form to `out`, and reads it back for its checksum.
-    fn write_to<W: Read + Write + Seek>(
-        &self,
-        out: &mut W,
-        path: &Path,
-    ) -> RepositoryResult<(WalHeader, Option<LongHeader>, Sha256)> {
-        let written = |source| io_error(path, source);
-        // The header's length does not depend on the hash, which is known only after the frames are written.
-        let mut header = self.place.header(ContentHash::UNKNOWN, self.postgres_version, self.index.clone());
-        let placeholder = header.to_bytes()?;
-        out.write_all(&placeholder).map_err(written)?;
-        let (hash, first_page) = self.write_frames(out, path)?;
-        header.blake3 = hash;
-        let bytes = header.to_bytes()?;
-        if bytes.len() != placeholder.len() {
-            return Err(RepositoryError::mismatch(&self.place.key, "the header changed its length"));
-        }
-        out.seek(SeekFrom::Start(0)).map_err(written)?;
+    fn in_memory(&self, workbench: &mut Workbench) -> RepositoryResult<Encoded> {
+        let mut out = Vec::with_capacity(OBJECT_SPACE);
+        let mut head = Head::new(self)?;
+        out.extend_from_slice(&head.placeholder);
+        // Compressed straight to where it stays.
+        let (hash, first_page) = self.each_frame(workbench, |compressor, plain| {
+            compressor.append_frame(plain, &mut out)?;
+            Ok(())
+        })?;
+        let bytes = head.finish(self, hash)?;
+        out[..bytes.len()].copy_from_slice(&bytes);
+        let sha256 = sha256(&out);
+        Ok(Encoded { header: head.header, first_page, body: Body::Bytes(out.into()), sha256, _scratch: None })
+    }
+
+    /// Written to a file, and read back for its checksum.
+    fn in_file(&self, workbench: &mut Workbench) -> RepositoryResult<Encoded> {
+        let name = self.place.key.as_str().rsplit('/').next().unwrap_or_default();
+        let (scratch, mut out) = ScratchFile::create(&self.scratch_dir, name)?;
+        let written = |source| io_error(&scratch.0, source);
+        let mut head = Head::new(self)?;
+        out.write_all(&head.placeholder).map_err(written)?;
+        let mut stored = Vec::new();
+        let (hash, first_page) = self.each_frame(workbench, |compressor, plain| {
+            stored.clear();
+            compressor.append_frame(plain, &mut stored)?;
+            out.write_all(&stored).map_err(|source| EncodeError::Out(written(source)))
+        })?;
+        let bytes = head.finish(self, hash)?;
+        out.rewind().map_err(written)?;
         out.write_all(&bytes).map_err(written)?;
-        out.seek(SeekFrom::Start(0)).map_err(written)?;
-        let (sha256, _) = sha256_reader(out).map_err(written)?;
-        Ok((header, first_page, sha256))
+        out.rewind().map_err(written)?;
+        let (sha256, len) = sha256_reader(&mut out).map_err(written)?;
+        let body = Body::File { path: scratch.0.clone(), len };
+        Ok(Encoded { header: head.header, first_page, body, sha256, _scratch: Some(scratch) })
     }
 
-    fn write_frames<W: Write>(&self, out: &mut W, path: &Path) -> RepositoryResult<(ContentHash, Option<LongHeader>)> {
-        let mismatch = |problem: String| RepositoryError::mismatch(&self.place.key, problem);
+    /// Hands the plaintext to `on_frame`, frame by frame; returns its hash and what its first page says.
+    fn each_frame(
+        &self,
+        workbench: &mut Workbench,
+        mut on_frame: impl FnMut(&mut Compressor, &[u8]) -> Result<(), EncodeError>,
+    ) -> RepositoryResult<(ContentHash, Option<LongHeader>)> {
+        let Workbench { compressor, plain: frame } = workbench;
         let mut plain = self.open_source()?;
-        let mut compressor = Compressor::new(self.compression).map_err(|error| mismatch(error.to_string()))?;
-        let (mut hasher, mut first_page, mut stored) = (ContentHasher::new(), None, Vec::new());
+        let (mut hasher, mut first_page) = (ContentHasher::new(), None);
         let mut left = self.place.length;
-        let mut frame = Vec::with_capacity(usize::try_from(left.min(FRAME_PLAIN)).unwrap_or_default());
         while left > 0 {
-            frame.clear();
             let wanted = left.min(FRAME_PLAIN);
-            plain.by_ref().take(wanted).read_to_end(&mut frame).map_err(|source| self.source_error(source))?;
-            if frame.len() as u64 != wanted {
-                let found = self.place.length - left + frame.len() as u64;
-                return Err(mismatch(format!("{found} bytes in place of {}", self.place.length)));
+            frame.resize(usize::try_from(wanted).unwrap_or_default(), 0);
+            let found = fill(plain.as_mut(), frame).map_err(|source| self.source_error(source))? as u64;
+            if found < wanted {
+                let found = self.place.length - left + found;
+                return Err(self.mismatch(&format!("{found} bytes in place of {}", self.place.length)));
             }
             if left == self.place.length && self.place.starts_segment() && frame.len() >= LONG_HEADER {
-                first_page = Some(read_segment_header(&frame).map_err(|error| mismatch(error.to_string()))?);
+                first_page = Some(read_segment_header(frame).map_err(|error| self.mismatch(&error))?);
             }
-            hasher.update(&frame);
-            stored.clear();
-            compressor.append_frame(&frame, &mut stored).map_err(|error| mismatch(error.to_string()))?;
-            out.write_all(&stored).map_err(|source| io_error(path, source))?;
+            hasher.update(frame);
+            on_frame(compressor, frame).map_err(|error| match error {
+                EncodeError::Compress(error) => self.mismatch(&error),
+                EncodeError::Out(error) => error,
+            })?;
             left -= wanted;
         }
         let mut beyond = [0];
         if plain.read(&mut beyond).map_err(|source| self.source_error(source))? > 0 {
-            return Err(mismatch(format!("more than {} bytes", self.place.length)));
+            return Err(self.mismatch(&format!("more than {} bytes", self.place.length)));
         }
         Ok((hasher.finish(), first_page))
+    }
+
+    fn mismatch(&self, problem: &dyn std::fmt::Display) -> RepositoryError {
+        RepositoryError::mismatch(&self.place.key, problem)
     }
 
     fn open_source(&self) -> RepositoryResult<Box<dyn Read + '_>> {
@@ -145,6 +162,57 @@ impl EncodeJob {
             PlainSource::File(path) => io_error(path, source),
         }
     }
+}
+
+/// Why a frame did not come to where it belongs.
+enum EncodeError {
+    Compress(CompressError),
+    Out(RepositoryError),
+}
+
+impl From<CompressError> for EncodeError {
+    fn from(error: CompressError) -> Self {
+        Self::Compress(error)
+    }
+}
+
+/// The header, whose place is kept until the hash of what follows is known: its length does not depend on that.
+struct Head {
+    header: WalHeader,
+    placeholder: Vec<u8>,
+}
+
+impl Head {
+    fn new(job: &EncodeJob) -> RepositoryResult<Self> {
+        let header = job.place.header(ContentHash::UNKNOWN, job.postgres_version, job.index.clone());
+        let placeholder = header.to_bytes()?;
+        Ok(Self { header, placeholder })
+    }
+
+    /// The header as it is to be stored, as long as the placeholder.
+    fn finish(&mut self, job: &EncodeJob, hash: ContentHash) -> RepositoryResult<Vec<u8>> {
+        self.header.blake3 = hash;
+        let bytes = self.header.to_bytes()?;
+        if bytes.len() == self.placeholder.len() {
+            Ok(bytes)
+        } else {
+            Err(job.mismatch(&"the header changed its length"))
+        }
+    }
+}
+
+/// Reads until the buffer is full or there is no more; how much of it is filled.
+fn fill(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(room) = buffer.get_mut(filled..).filter(|room| !room.is_empty()) {
+        match reader.read(room) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 pub(super) fn io_error(path: &Path, source: io::Error) -> RepositoryError {
