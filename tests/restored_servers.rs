@@ -32,7 +32,7 @@ impl<'a> Started<'a> {
 
 impl Drop for Started<'_> {
     fn drop(&mut self) {
-        let pid = self.0.postmaster_pid().map_or_else(|| self.1.id(), |pid| pid);
+        let pid = self.0.postmaster_pid().unwrap_or_else(|| self.1.id());
         assert!(Command::new("kill").args(["-INT", &pid.to_string()]).status().unwrap().success());
         self.1.wait().unwrap();
     }

@@ -39,8 +39,8 @@ fn wal_and_tablespaces_stay_where_the_old_directory_has_them() {
     });
     // As on another machine: one of them lies elsewhere, and a link leads to what is not of this backup.
     let link_of = |path: &Path| {
-        let links = fs::read_dir(node.data.join("pg_tblspc")).unwrap().map(|entry| entry.unwrap().path());
-        links.filter(|link| fs::read_link(link).unwrap() == path).next().unwrap()
+        let mut links = fs::read_dir(node.data.join("pg_tblspc")).unwrap().map(|entry| entry.unwrap().path());
+        links.find(|link| fs::read_link(link).unwrap() == path).unwrap()
     };
     let moved = at("moved elsewhere");
     let link = link_of(&space);
