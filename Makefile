@@ -25,6 +25,7 @@ CHAOS = failover::
 CHAOS += a_store_that_is_away_for_minutes every_operation_of_the_spool segments_of_a_gigabyte a_restart_with_a_gigabyte
 CHAOS += a_relation_of_more_than_a_gigabyte
 CHAOS += power_loss:: recovery_point:: server_trouble::
+CHAOS += damage_of_every_object
 
 chaos: setup ## failover storms, minutes of outage, every call that can fail, large segments and spools
 	RUST_TEST_THREADS=1 cargo test --locked --test suite -- --ignored --nocapture $(CHAOS)

@@ -16,6 +16,7 @@ mod commits_are_found;
 mod crash;
 mod daemon_memory;
 mod daemon_serves;
+mod damage_matrix;
 mod demo_recovers;
 mod disk_trouble;
 mod documents;

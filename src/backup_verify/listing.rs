@@ -48,10 +48,6 @@ pub(super) async fn compare(
         length(lineage, &key, listing.packs.get(&pack.sha256).copied(), pack.size, report).await?;
     }
     report.packs = manifest.packs.len() as u64;
-    let begun = lineage.keys().key(&LineageObject::Begun(manifest.id.clone()));
-    if !listing.folder.contains_key(&begun) && lineage.objects().storage().head(&begun).await?.is_none() {
-        report.problem(begun, "it is missing; a restore does not need it");
-    }
     Ok(())
 }
 

@@ -1,13 +1,11 @@
 //! What a verification leaves behind: a mark on the backup.
 
-use recovery::BackupId;
 use wal::PgTime;
 
-use crate::repository::layout::{LineageObject, MarkKind, ObjectName, Parsed};
-use crate::repository::{LineageRepository, Mark, MarkDocument, RepositoryResult};
+use crate::repository::layout::MarkKind;
+use crate::repository::{LineageRepository, MarkDocument, RepositoryResult};
 
-use super::listing::Listing;
-use super::{BackupReport, damage_of_needed};
+use super::BackupReport;
 
 /// Who puts these marks.
 const BY: &str = "backup verify";
@@ -44,37 +42,4 @@ async fn mark(lineage: &LineageRepository, document: &MarkDocument, report: &Bac
         return Ok(());
     }
     lineage.put_mark(&report.id, document).await.map(drop)
-}
-
-/// Reads the marks of a backup: each says what its name says, and none is missing between others.
-pub(super) async fn read_all(
-    lineage: &LineageRepository,
-    id: &BackupId,
-    listing: &Listing,
-    report: &mut BackupReport,
-) -> RepositoryResult<()> {
-    let mut numbers = Vec::new();
-    for key in listing.folder.keys() {
-        let Parsed::Known(ObjectName::InLineage(_, LineageObject::Mark(_, number, what))) =
-            ObjectName::parse(key.as_str())
-        else {
-            continue;
-        };
-        numbers.push(number);
-        match lineage.mark_document(&Mark { backup: id.clone(), number, what }).await {
-            Ok(document) if document.what == what => {}
-            Ok(document) => report.problem(key, format!("it says \"{}\", its name \"{what}\"", document.what)),
-            Err(error) => {
-                let what = damage_of_needed(key, error)?;
-                report.problem(key, format!("{what}; its name still counts"));
-            }
-        }
-    }
-    numbers.sort_unstable();
-    let missing = (1..numbers.last().copied().unwrap_or(0)).find(|number| numbers.binary_search(number).is_err());
-    if let Some(missing) = missing {
-        let folder = format!("{}marks/", lineage.keys().backup_prefix(id));
-        report.problem(folder, format!("mark {missing:05} is missing"));
-    }
-    Ok(())
 }

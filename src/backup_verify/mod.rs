@@ -162,7 +162,6 @@ async fn look(
     let listing = Listing::of(lineage, id).await?;
     listing::compare(lineage, &manifest, &listing, &mut report).await?;
     if !request.quick {
-        mark::read_all(lineage, id, &listing, &mut report).await?;
         contents::read(lineage, &manifest, request.jobs, progress, &mut report).await?;
     }
     wal_check::look(lineage, &manifest, request, &mut report).await?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::watch;
 
+use crate::codec::digest::to_hex;
 use crate::repository::chunk_index::pack_key;
 use crate::repository::chunk_reader::{PackRead, WantedChunk, plan};
 use crate::repository::manifest::Manifest;
@@ -109,21 +110,18 @@ async fn one(
         return Ok(whole(format!("{} bytes are too many for a pack", pack.size)));
     }
     let mut found = PackFindings::default();
-    let bytes = match lineage.objects().get_checked(&key, &pack.sha256).await {
-        Ok(bytes) => {
-            found.whole = table_of_contents(&bytes);
-            bytes
-        }
-        Err(error) => {
-            found.whole = Some(damage_of_needed(&key, error)?);
-            // What is right in it all the same is worth knowing.
-            match lineage.objects().get(&key).await {
-                Ok(bytes) => bytes,
-                Err(error) => return damage_of_needed(&key, error).map(|_| found),
-            }
-        }
+    let read = match lineage.objects().get_whole(&key, pack.size).await {
+        Ok(read) => read,
+        Err(error) => return damage_of_needed(&key, error).map(whole),
     };
-    found.bytes = bytes.len() as u64;
+    // What is right in it although its name is wrong is worth knowing all the same.
+    found.whole = if read.sha256_of_stored == pack.sha256 {
+        table_of_contents(&read.content)
+    } else {
+        Some(format!("its SHA-256 is {}, not the one of its name", to_hex(&read.sha256_of_stored)))
+    };
+    let bytes = read.content;
+    found.bytes = read.stored_len;
     for read in plan(wanted) {
         let mut held = Held { ranges: vec![(index, 0, bytes.clone())] };
         if let Some(bad) = differences(lineage, manifest, &read, &mut held).await? {

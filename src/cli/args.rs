@@ -12,10 +12,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use backup::{Backup, BackupNow, BackupVerify, Kind};
+pub use backup::{Backup, BackupNow, BackupPin, BackupVerify, Kind};
 pub use key::Key;
 pub use recover::{Action, Recover, Target};
-pub use repo::Repo;
+pub use repo::{Repo, RepoCheck};
 pub use standby::{Standby, StandbyArgs};
 pub use wal::{Wal, WalFetch, WalPrefetch, WalVerify};
 

@@ -3,6 +3,7 @@
 pub mod args;
 mod ask_prefetcher;
 mod backup;
+mod backup_pin;
 mod backup_verify;
 mod check;
 mod completions;
@@ -36,6 +37,7 @@ use clap::error::ErrorKind;
 
 use crate::config::Variables;
 use crate::error::{Error, ErrorCode};
+use crate::repository::layout::MarkKind;
 use tokio::runtime::Runtime;
 
 use crate::daemon::signals::{Signals, Stop};
@@ -129,7 +131,7 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Slot(Slot::Create(of)) => slot::create(context, &of).await,
         Command::Slot(Slot::Drop(of)) => slot::drop(context, &of).await,
         Command::Repo(Repo::Init) => repo::init(context).await,
-        Command::Repo(Repo::Check) => repo::check(context).await,
+        Command::Repo(Repo::Check(args)) => repo::check(context, &args).await,
         Command::Key(command) => match command {
             Key::Init { file } => key::init(context, file),
             Key::Rotate => key::rotate(context).await,
@@ -145,8 +147,8 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Man { dir } => completions::man(context, &dir),
         Command::Version => completions::version(context),
         Command::Backup(Backup::Verify(args)) => backup_verify::run(context, &args).await,
-        Command::Backup(Backup::Keep(_)) => not_available::command("backup keep"),
-        Command::Backup(Backup::Release(_)) => not_available::command("backup release"),
+        Command::Backup(Backup::Keep(args)) => backup_pin::run(context, &args, MarkKind::Keep).await,
+        Command::Backup(Backup::Release(args)) => backup_pin::run(context, &args, MarkKind::Release).await,
         Command::Backup(Backup::Delete(_)) => not_available::command("backup delete"),
         Command::Repo(Repo::Stats(of)) => repo::stats(context, &of).await,
         Command::Repo(Repo::Copy(_)) => not_available::command("repo copy"),

@@ -3,15 +3,17 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use wal::PgTime;
 
 use super::Ended;
-use super::args::OfCluster;
+use super::args::{OfCluster, RepoCheck};
 use super::context::Context;
-use super::output::bytes;
+use super::output::{Color, bytes};
 use super::source;
 use super::window::to_value;
 use crate::daemon::{open, probe};
 use crate::error::{Error, ErrorCode};
+use crate::repo_check::{self, RepoCheckRequest, RepoReport};
 use crate::repository::ClusterUsage;
 use crate::storage::PutIfAbsent;
 use crate::storage::metered::NoMeter;
@@ -29,20 +31,31 @@ pub(super) async fn init(context: &Context) -> Ended {
     Ok(0)
 }
 
-/// Writes, reads, lists and compares.
-pub(super) async fn check(context: &Context) -> Ended {
+/// Writes, reads, lists and compares; then looks at everything that is there.
+pub(super) async fn check(context: &Context, args: &RepoCheck) -> Ended {
     let config = context.config()?;
     let repository = source::repository(context, &config).await?;
     let probe = probe::repository(&repository, &context.clock).await?;
     let atomic = probe.put_if_absent == PutIfAbsent::Atomic;
     let clusters = repository.clusters().await?;
+    let request = RepoCheckRequest {
+        deep: args.deep,
+        jobs: usize::from(args.jobs),
+        mark: true,
+        now: PgTime::from(context.clock.now()),
+    };
+    let report = repo_check::run(&repository, &request).await?;
+    let code = if report.is_ok() { 0 } else { ErrorCode::Damaged.exit_code() };
     if context.output.json {
         let clusters: Vec<String> = clusters.iter().map(ToString::to_string).collect();
         context.output.document(&json!({
-            "repository": repository.location(), "ok": true, "put_if_absent": atomic, "may_delete": probe.may_delete,
+            "type": "result", "repository": repository.location(), "ok": report.is_ok(), "deep": args.deep, "put_if_absent": atomic, "may_delete": probe.may_delete,
             "milliseconds": probe.took.as_millis(), "clusters": clusters, "key_generation": repository.objects().key_generation(),
+            "objects": report.objects, "listed_bytes": report.listed_bytes, "backups": report.backups,
+            "checked_bytes": report.checked_bytes, "orphan_packs": report.orphan_packs, "orphan_bytes": report.orphan_bytes,
+            "problems": to_value(&report.problems)?, "remarks": to_value(&report.remarks)?,
         }));
-        return Ok(0);
+        return Ok(code);
     }
     let output = &context.output;
     output.text(&format!("{}  ok, {} ms", repository.location(), probe.took.as_millis()));
@@ -58,7 +71,35 @@ pub(super) async fn check(context: &Context) -> Ended {
     });
     let names: Vec<String> = clusters.iter().map(ToString::to_string).collect();
     output.text(&format!("  clusters: {}", if names.is_empty() { "none yet".to_owned() } else { names.join(", ") }));
-    Ok(0)
+    show_report(context, &report, args.deep);
+    Ok(code)
+}
+
+fn show_report(context: &Context, report: &RepoReport, deep: bool) {
+    let output = &context.output;
+    let (objects, listed) = (report.objects, bytes(report.listed_bytes));
+    output.text(&format!("  {objects} objects, {listed}, {} backups", report.backups));
+    if report.orphan_packs > 0 {
+        let orphans = bytes(report.orphan_bytes);
+        output.text(&format!(
+            "  {} packs, {orphans}, belong to no backup: the next one may use them",
+            report.orphan_packs
+        ));
+    }
+    for remark in &report.remarks {
+        output.text(&output.paint(Color::Yellow, &format!("  {}  {}", remark.object, remark.what)));
+    }
+    if !report.problems.is_empty() {
+        let rows = report.problems.iter().map(|problem| vec![problem.object.clone(), problem.what.clone()]);
+        output.table(&["OBJECT", "PROBLEM"], rows.collect());
+    }
+    let looked = if deep { format!("{} read", bytes(report.checked_bytes)) } else { "listed, not read".to_owned() };
+    let (color, word) = match report.problems.len() {
+        0 => (Color::Green, "all is well".to_owned()),
+        1 => (Color::Red, "1 problem".to_owned()),
+        count => (Color::Red, format!("{count} problems")),
+    };
+    output.text(&output.paint(color, &format!("  {looked}: {word}")));
 }
 
 /// What everything takes, and who it is there for.

@@ -18,10 +18,10 @@ pub enum Backup {
     },
     /// Read every byte of a backup and prove it
     Verify(BackupVerify),
-    /// Pin a backup (not available in this version)
-    Keep(Rest),
-    /// Unpin a backup (not available in this version)
-    Release(Rest),
+    /// Pin a backup: retention leaves it alone
+    Keep(BackupPin),
+    /// Unpin a backup
+    Release(BackupPin),
     /// Delete a backup (not available in this version)
     Delete(Rest),
 }
@@ -70,6 +70,16 @@ pub struct BackupVerify {
     /// Only report: put no mark on the backup
     #[arg(long)]
     pub no_mark: bool,
+}
+
+/// `backup keep|release`
+#[derive(Args, Debug)]
+pub struct BackupPin {
+    /// Its id, the start of it, or `latest`
+    pub id: String,
+    /// Why
+    #[arg(long, default_value = "")]
+    pub note: String,
 }
 
 /// How a backup is read from the server.
