@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::repository::layout::{GapName, LineageObject, ObjectName, Parsed};
-use crate::repository::{GapDocument, LineageRepository, Mark, RepositoryError, unseal_document};
+use crate::repository::{GapDocument, LineageRepository, Mark, RepositoryError, RepositoryResult, unseal_document};
 use crate::storage::{ObjectInfo, ObjectKey, StorageErrorKind};
 
 use super::RepoReport;
@@ -48,19 +48,19 @@ pub(super) async fn look(lineage: &LineageRepository, listed: &[ObjectInfo], rep
     Ok(())
 }
 
-async fn mark(lineage: &LineageRepository, mark: &Mark) -> Result<Option<String>, RepositoryError> {
+async fn mark(lineage: &LineageRepository, mark: &Mark) -> RepositoryResult<Option<String>> {
     let said = lineage.mark_document(mark).await?.what;
     Ok((said != mark.what).then(|| format!("it says \"{said}\"; its name counts")))
 }
 
-async fn begun(lineage: &LineageRepository, key: &ObjectKey, id: &str) -> Result<Option<String>, RepositoryError> {
+async fn begun(lineage: &LineageRepository, key: &ObjectKey, id: &str) -> RepositoryResult<Option<String>> {
     let document: Value = unseal_document(key, "begun", &lineage.objects().get(key).await?)?;
     let (said, place) = (&document["id"], &document["lineage"]);
     let fits = said == id && *place == lineage.id().to_string();
     Ok((!fits).then(|| format!("it claims backup {said} of {place}")))
 }
 
-async fn gap(lineage: &LineageRepository, key: &ObjectKey, name: GapName) -> Result<Option<String>, RepositoryError> {
+async fn gap(lineage: &LineageRepository, key: &ObjectKey, name: GapName) -> RepositoryResult<Option<String>> {
     let document: GapDocument = unseal_document(key, "gap", &lineage.objects().get(key).await?)?;
     let said = GapName { timeline: document.timeline, from: document.from_lsn, to: document.to_lsn };
     let (timeline, from, to) = (said.timeline, said.from, said.to);
