@@ -15,7 +15,7 @@ use pgvault::error::{Error, ErrorCode};
 use pgvault::repo_check::{self, RepoCheckRequest};
 use pgvault::repository::layout::{LineageObject, MarkKind, ObjectName, Parsed};
 use pgvault::repository::{GapDocument, LineageRepository, MarkDocument, Repository, RepositoryOptions};
-use pgvault::restore::{RestoreProgress, RestoreProgressSender, apply, plan};
+use pgvault::restore::{Effort, RestoreProgress, RestoreProgressSender, apply, plan};
 use pgvault::storage::local::LocalStorage;
 use recovery::{BackupId, RecoveryTarget};
 use wal::{Lsn, SegmentName, TimelineId};
@@ -42,6 +42,7 @@ const EVERY: [Damage; 4] = [Damage::BitFlip, Damage::Truncation, Damage::Deletio
 fn sort(name: &ObjectName) -> &'static str {
     match name {
         ObjectName::Marker => "marker",
+        ObjectName::EncryptedSince => "note of encryption",
         ObjectName::KeyRing(_) => "key ring",
         ObjectName::Pack(..) => "pack",
         ObjectName::InLineage(_, object) => match object {
@@ -261,7 +262,7 @@ fn restore(
     let progress = RestoreProgressSender::new(RestoreProgress::default());
     scene.vault.runtime.block_on(async {
         let plan = plan(lineage, &request).await?;
-        apply(&plan, lineage, 2, &progress, &SystemClock).await.map(|outcome| outcome.backup)
+        apply(&plan, lineage, Effort { jobs: 2, max_rate: None }, &progress, &SystemClock).await.map(|outcome| outcome.backup)
     })
 }
 

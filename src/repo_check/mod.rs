@@ -176,7 +176,11 @@ async fn one_lineage(
             }
         }
         match lineage.manifest(id).await {
-            Ok(manifest) => manifest.packs.iter().for_each(|pack| drop(packs.remove(&pack.sha256))),
+            Ok(manifest) => {
+                for pack in &manifest.packs {
+                    packs.remove(&pack.sha256);
+                }
+            }
             // Told above.
             Err(error) => {
                 documents::damage(error)?;
