@@ -84,6 +84,7 @@ impl Bench {
     async fn take(&self, request: &BackupRequest) -> Result<Manifest, Error> {
         let deps = BackupDeps {
             server: &self.options,
+            files: None,
             repository: &self.lineage,
             index_file: self.index_file.clone(),
             wal: &NoWal,

@@ -144,6 +144,7 @@ impl BackedUp {
             server: &server,
             repository: &lineage,
             index_file: None,
+            files: None,
             wal: &NoWal,
             clock: &SystemClock,
             random: 0x1234,

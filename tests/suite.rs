@@ -22,6 +22,7 @@ mod disk_trouble;
 mod documents;
 mod encrypted_repository;
 mod failover;
+mod files_source;
 mod format_is_readable;
 mod fuzz_short;
 mod gaps;

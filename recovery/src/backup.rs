@@ -73,8 +73,19 @@ impl<'de> serde::Deserialize<'de> for BackupId {
 pub enum BackupKind {
     /// Every file was read.
     Full,
-    /// Only what changed since another backup was read (PostgreSQL 17 and later).
+    /// Only what changed since another backup was read: pages of the stream (PostgreSQL 17 and later), files of a data
+    /// directory.
     Incremental,
+}
+
+/// From where the files of a backup were read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileSource {
+    /// BASE_BACKUP over the replication protocol.
+    Stream,
+    /// The data directory itself.
+    Files,
 }
 
 /// Where a backup stands.
@@ -109,6 +120,8 @@ pub struct Backup {
     pub status: BackupStatus,
     /// How it was read.
     pub kind: BackupKind,
+    /// From where its files were read.
+    pub source: FileSource,
     /// The cluster's system identifier.
     pub system_identifier: SystemIdentifier,
     /// `server_version_num` of the server it was taken from, 150018 for 15.18.

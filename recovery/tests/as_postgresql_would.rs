@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use recovery::{
-    Answer, Backup, BackupKind, BackupStatus, Catalog, CommitsAround, Facts, LastSettled, NoPlan, NotRecoverable, Note,
+    Answer, Backup, BackupKind, BackupStatus, FileSource, Catalog, CommitsAround, Facts, LastSettled, NoPlan, NotRecoverable, Note,
     Question, RecordSpan, RecoveryPlan, RecoveryRequest, RecoveryTarget, StopAt, TargetAction, TargetTimeline, WalEnd,
     Window, plan, window,
 };
@@ -180,6 +180,7 @@ fn backup(index: usize, number: u32, start: &Record, stop: &Record, started: i64
         id: format!("20261119T02051{index}-0000").parse().unwrap(),
         status: BackupStatus::Ok,
         kind: BackupKind::Full,
+        source: FileSource::Stream,
         system_identifier: SystemIdentifier::new(7),
         postgres_version: 170_000,
         timeline: timeline(number),

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use recovery::{Backup, BackupId, BackupKind, BackupStatus, Branch, Catalog, LineageId, live_timeline};
+use recovery::{Backup, BackupId, BackupKind, BackupStatus, FileSource, Branch, Catalog, LineageId, live_timeline};
 use wal::{Coverage, Lsn, PgTime, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId, WalRange};
 
 use super::*;
@@ -31,6 +31,7 @@ fn backup(number: u16, timeline: u32, day: f64, mib: u64) -> Backup {
         id: BackupId::new(at(day), number),
         status: BackupStatus::Ok,
         kind: BackupKind::Full,
+        source: FileSource::Stream,
         system_identifier: SystemIdentifier::new(7),
         postgres_version: 170_000,
         timeline: tli(timeline),

@@ -31,12 +31,14 @@ const INCREMENTAL_SINCE: u32 = 17;
 const MOST_IN_A_ROW: usize = 30;
 
 /// How a backup is read.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Reading {
     /// What chunks are compared with.
     pub(super) reference: Option<Arc<Reference>>,
     /// PostgreSQL's manifest of the reference, compressed, and the sizes of pages: only what changed since it is sent.
     pub(super) incremental: Option<(Bytes, PageFacts)>,
+    /// Files of the data directory are left unread that did not change since the reference.
+    pub(super) unread: bool,
     /// Why everything is read, where a person may have expected less.
     pub(super) reason: Option<String>,
 }
@@ -71,7 +73,7 @@ pub(super) async fn choose(
             // Of a server that has no incremental backups, nobody expects one unless he says so.
             let told = kind == ReadKind::Incremental || state.major >= INCREMENTAL_SINCE;
             let reference = newest(deps, index, &catalog).await;
-            Reading { reference, incremental: None, reason: told.then_some(reason) }
+            Reading { reference, reason: told.then_some(reason), ..Reading::default() }
         }
     }
 }
@@ -81,9 +83,14 @@ impl Reading {
         Self { reason: Some(reason), ..Self::default() }
     }
 
+    /// Whether less than everything is read.
+    pub(super) const fn leaves_unread(&self) -> bool {
+        self.incremental.is_some() || self.unread
+    }
+
     /// The same backup with every file read whole, because of an error on the way to less.
     pub(super) fn whole(&self, reason: String) -> Self {
-        Self { reference: self.reference.clone(), incremental: None, reason: Some(reason) }
+        Self { reference: self.reference.clone(), reason: Some(reason), ..Self::default() }
     }
 }
 
@@ -117,7 +124,7 @@ async fn incremental(
         .await
         .map_err(|error| doubt(&error))?;
     let incremental = Some((postgres_manifest, facts));
-    Ok(Reading { reference: Some(Arc::new(reference)), incremental, reason: None })
+    Ok(Reading { reference: Some(Arc::new(reference)), incremental, ..Reading::default() })
 }
 
 /// The newest backup that an incremental one may rest on; the reason when it is none.
@@ -180,7 +187,7 @@ pub(super) async fn upload(connection: &mut ReplicationConnection, manifest: &By
 }
 
 /// The newest backup whose file table can be read, to find page patches with.
-async fn newest(deps: &BackupDeps<'_>, index: &ChunkIndex, catalog: &Catalog) -> Option<Arc<Reference>> {
+pub(super) async fn newest(deps: &BackupDeps<'_>, index: &ChunkIndex, catalog: &Catalog) -> Option<Arc<Reference>> {
     let newest = catalog.backups.last()?;
     match load(deps, index, newest).await {
         Ok(reference) => Some(Arc::new(reference)),
@@ -201,6 +208,6 @@ fn comparable(entry: &TableEntry) -> bool {
     matches!(&entry.kind, EntryKind::File(file) if is_comparable(&entry.path, file.size))
 }
 
-fn of_relation(entry: &TableEntry) -> bool {
+pub(super) fn of_relation(entry: &TableEntry) -> bool {
     relation_segment(&entry.path).is_some()
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! socket -> tar -> cutter -> [batches] -> workers -> packer -> [uploads]
+//! data directory -> cutter -> [batches] -> readers, workers -> packer -> [uploads]
 //! ```
 //!
 //! Memory, whatever the size of the cluster: the pool's buffers (1 MiB each: one being cut, the queue, one per worker and
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt, TryFutureExt, TryStreamExt, stream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
+use wal::Lsn;
 
 use super::cut::{BufferPool, Cutter};
 use super::error::CopyError;
@@ -25,9 +27,11 @@ use super::pages::PageFacts;
 use super::progress::ProgressSender;
 use super::read::{BackupStream, ReadAll, read_stream};
 use super::read_back::ReadBack;
+use super::reader::Reader;
 use super::reference::Reference;
 use super::upload::{Destination, Uploads};
 use super::work::{PageCheck, Workshop, WorkshopParts};
+use crate::primary::MaxRate;
 use crate::repository::chunk_index::ChunkIndex;
 
 /// Batches between the reader and the workers: what the socket can run ahead.
@@ -62,21 +66,38 @@ pub(super) struct CopyParts {
     pub(super) pages: Option<PageFacts>,
     /// What chunks are compared with.
     pub(super) reference: Option<Arc<Reference>>,
-    /// Whether only what changed since the reference is sent.
-    pub(super) incremental: Option<PageFacts>,
+    /// No faster than this, where we read the files.
+    pub(super) max_rate: Option<MaxRate>,
     /// Whether changed chunks may become page patches.
     pub(super) patches: bool,
     pub(super) scratch_dir: std::path::PathBuf,
     pub(super) progress: ProgressSender,
 }
 
-/// Copies the whole backup. When it returns, every object but the manifest is durable and every file is as PostgreSQL's
-/// manifest says. Dropped or failed, it leaves packs that the next backup finds by their tables of contents.
-pub(super) async fn copy(
+/// Copies what the server sends; of an incremental backup only what changed since the reference, in pages of these sizes.
+pub(super) async fn copy_stream(
     stream: impl BackupStream + 'static,
+    incremental: Option<PageFacts>,
     parts: CopyParts,
 ) -> Result<(ReadAll, Packed), CopyError> {
-    let CopyParts { destination, index, limits, pages, reference, incremental, patches, scratch_dir, progress } = parts;
+    let incremental = incremental.zip(parts.reference.clone());
+    let check = ManifestCheck::new(&parts.scratch_dir, parts.destination.compression)?;
+    let progress = parts.progress.clone();
+    copy(|cutter, began| read_stream(stream, cutter, incremental, began, progress), Some(check), parts).await
+}
+
+/// Copies the whole backup, whose files `read` gives to the cutter. When it returns, every object but the manifest is durable
+/// and every file is as PostgreSQL's manifest says, where the source has one to `check` against. Dropped or failed, it leaves
+/// packs that the next backup finds by their tables of contents.
+pub(super) async fn copy<R>(
+    read: impl FnOnce(Cutter, oneshot::Sender<Lsn>) -> R,
+    check: Option<ManifestCheck>,
+    parts: CopyParts,
+) -> Result<(ReadAll, Packed), CopyError>
+where
+    R: Future<Output = Result<ReadAll, CopyError>> + Send + 'static,
+{
+    let CopyParts { destination, index, limits, pages, reference, max_rate, patches, progress, .. } = parts;
     let (workers, reads) = (limits.workers.max(1), limits.reads.max(1));
     let pool = BufferPool::new(workers + reads + QUEUE + 2);
     let fresh = Arc::new(FreshChunks::default());
@@ -87,21 +108,20 @@ pub(super) async fn copy(
         compression,
         buffers: pool.give_back(),
         read_back: ReadBack::new(destination.objects.clone(), destination.keys.cluster().clone(), reads),
+        reader: Reader::new(reads, max_rate, progress.clone()),
         patches: patches && reference.is_some(),
         threads: workers,
     }));
     let (batches, mut queue) = mpsc::channel(QUEUE);
     let (began, has_begun) = oneshot::channel();
 
-    let cutter = Cutter::new(pool, batches, ManifestCheck::new(&scratch_dir, compression)?, reference.clone());
-    let incremental = incremental.zip(reference);
-    let reader =
-        AbortOnDropHandle::new(tokio::spawn(read_stream(stream, cutter, incremental, began, progress.clone())));
+    let cutter = Cutter::new(pool, batches, check, reference);
+    let reader = AbortOnDropHandle::new(tokio::spawn(read(cutter, began)));
     let mut packer = Packer::new(Uploads::new(destination, limits.uploads.max(1)), index, fresh, progress);
 
     let packing = async move {
         // A reader that fails before it begins says so itself.
-        let start = has_begun.await.map_err(|_| CopyError::Stopped)?.start;
+        let start = has_begun.await.map_err(|_| CopyError::Stopped)?;
         let pages = pages.map(|facts| PageCheck { facts, start });
         // `buffered` keeps the order of the batches whatever order they are done in. Tasks of their own: they go on while
         // the packer waits for the store.

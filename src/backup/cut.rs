@@ -12,11 +12,13 @@ use tokio::sync::mpsc;
 
 use super::error::CopyError;
 use super::manifest_check::ManifestCheck;
+use super::opened::FromFile;
 use super::pages::relation_segment;
 use super::patch::MIN_PATCHED;
 use super::reference::{OldChunk, Reference};
 use crate::repository::file_table::CHUNK_SIZE;
 
+mod from_file;
 mod rebuild;
 #[cfg(test)]
 mod tests;
@@ -77,6 +79,8 @@ pub(super) struct CutChunk {
     pub(super) old: Option<OldChunk>,
     /// The bytes are only these pages of it; the others are as in `old`, and zeros beyond it.
     pub(super) pages: Option<CutPages>,
+    /// Where the bytes are still to be read from, at `position`.
+    pub(super) from: Option<FromFile>,
 }
 
 /// Pages of a chunk.
@@ -94,6 +98,8 @@ pub(super) struct CutPages {
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     pub(super) bytes: Vec<u8>,
+    /// So many more, behind them, are to be read from files.
+    pub(super) to_read: usize,
     pub(super) items: Vec<Item>,
 }
 
@@ -176,8 +182,11 @@ pub(super) struct Cutter {
     file: Option<OpenFile>,
     rebuilt: Option<OpenRebuilt>,
     reference: Option<Arc<Reference>>,
-    check: ManifestCheck,
+    /// Against the server's manifest, where there is one.
+    check: Option<ManifestCheck>,
     totals: CutTotals,
+    /// Files that the batch holds open.
+    open_files: usize,
 }
 
 impl Cutter {
@@ -185,10 +194,11 @@ impl Cutter {
     pub(super) fn new(
         pool: BufferPool,
         out: mpsc::Sender<Batch>,
-        check: ManifestCheck,
+        check: Option<ManifestCheck>,
         reference: Option<Arc<Reference>>,
     ) -> Self {
-        Self { pool, out, batch: None, file: None, rebuilt: None, reference, check, totals: CutTotals::default() }
+        let totals = CutTotals::default();
+        Self { pool, out, batch: None, file: None, rebuilt: None, reference, check, totals, open_files: 0 }
     }
 
     pub(super) fn totals(&self) -> CutTotals {
@@ -258,7 +268,7 @@ impl Cutter {
             let ended = file.position == file.size;
             let old = usize::try_from(position / u64::from(CHUNK_SIZE)).ok().and_then(|at| file.old.get(at)).copied();
             let segment = file.segment;
-            batch.items.push(Item::Chunk(CutChunk { bytes: bytes_of_chunk, position, segment, old, pages: None }));
+            batch.items.push(Item::Chunk(CutChunk { bytes: bytes_of_chunk, position, segment, old, pages: None, from: None }));
             if ended {
                 self.end_file().await?;
             }
@@ -268,11 +278,12 @@ impl Cutter {
 
     /// A piece of PostgreSQL's manifest, after the last file.
     pub(super) fn manifest(&mut self, bytes: &[u8]) -> Result<(), CopyError> {
-        self.check.manifest(bytes)
+        let check = self.check.as_mut().ok_or(CopyError::OutOfTurn("a manifest where none is due"))?;
+        check.manifest(bytes)
     }
 
     /// Everything came: hands on the rest.
-    pub(super) async fn finish(mut self) -> Result<(CutTotals, ManifestCheck), CopyError> {
+    pub(super) async fn finish(mut self) -> Result<(CutTotals, Option<ManifestCheck>), CopyError> {
         if self.file.is_some() || self.rebuilt.is_some() {
             return Err(CopyError::OutOfTurn("inside a file"));
         }
@@ -296,13 +307,17 @@ impl Cutter {
         let Some(file) = self.file.take() else { return Ok(()) };
         self.totals.files += 1;
         let (size, crc32c) = file.arrived.unwrap_or((file.size, file.crc32c));
-        self.check.file(&file.path, size, crc32c)?;
+        self.check_file(&file.path, size, crc32c)?;
         self.push(Item::FileEnd(FileSum::Known(file.crc32c))).await
+    }
+
+    fn check_file(&mut self, path: &DataPath, size: u64, crc32c: u32) -> Result<(), CopyError> {
+        self.check.as_mut().map_or(Ok(()), |check| check.file(path, size, crc32c))
     }
 
     /// Sends the batch when it has no room for so many bytes.
     async fn make_room(&mut self, len: usize) -> Result<(), CopyError> {
-        let room = self.batch.as_ref().map_or(CHUNK_SIZE as usize, |batch| CHUNK_SIZE as usize - batch.bytes.len());
+        let room = self.batch.as_ref().map_or(CHUNK_SIZE as usize, |batch| CHUNK_SIZE as usize - batch.bytes.len() - batch.to_read);
         if room < len { self.send().await } else { Ok(()) }
     }
 
@@ -316,12 +331,13 @@ impl Cutter {
 
     async fn batch(&mut self) -> &mut Batch {
         if self.batch.is_none() {
-            self.batch = Some(Batch { bytes: self.pool.take().await, items: Vec::new() });
+            self.batch = Some(Batch { bytes: self.pool.take().await, ..Batch::default() });
         }
         self.batch.get_or_insert_default()
     }
 
     async fn send(&mut self) -> Result<(), CopyError> {
+        self.open_files = 0;
         match self.batch.take() {
             Some(batch) => self.out.send(batch).await.map_err(|_| CopyError::Stopped),
             None => Ok(()),

@@ -34,6 +34,16 @@ pub(super) enum CopyError {
     Repository(#[from] RepositoryError),
     #[error(transparent)]
     Compress(#[from] CompressError),
+    /// A file of the data directory.
+    #[error("\"{path}\" cannot be read: {source}")]
+    File {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    /// The data directory is not what the server said, or is no more.
+    #[error("{0}")]
+    DataDirectory(String),
     #[error("scratch file: {0}")]
     Scratch(#[source] io::Error),
     /// The server refused before it sent anything.
@@ -81,7 +91,10 @@ impl CopyError {
             Self::Tar(_) | Self::Member(_) | Self::Manifest(_) | Self::Mismatch(_) => {
                 Error::new(ErrorCode::Damaged, doing).because(&self)
             }
-            Self::OutOfTurn(_) | Self::Doubt(_) => Error::new(ErrorCode::PostgresFailed, doing).because(&self),
+            Self::File { .. } => Error::new(ErrorCode::PostgresFailed, doing)
+                .because(&self)
+                .help("let the user of pgvault read the data directory, or have the server send the files: data_directory = \"\""),
+            Self::OutOfTurn(_) | Self::Doubt(_) | Self::DataDirectory(_) => Error::new(ErrorCode::PostgresFailed, doing).because(&self),
             Self::Compress(_) | Self::Scratch(_) | Self::Stopped | Self::Thread(_) => {
                 Error::new(ErrorCode::Unclassified, doing).because(&self)
             }

@@ -5,20 +5,24 @@
 mod request;
 mod server;
 
+mod attempt;
 mod choose;
 mod commit;
 mod copy;
 mod cut;
+mod files;
 mod fresh;
 mod incremental;
 mod intake;
 mod manifest_check;
 mod members;
+mod opened;
 mod packer;
 mod pages;
 mod patch;
 mod read;
 mod read_back;
+mod reader;
 mod reference;
 mod run;
 pub mod tar;
@@ -30,6 +34,7 @@ mod error;
 mod progress;
 
 pub use copy::CopyLimits;
+pub use files::FilesAccess;
 pub use incremental::fuzz_incremental;
 pub use progress::{BackupPhase, BackupProgress, ProgressSender};
 pub use read::BackupStream;

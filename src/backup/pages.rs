@@ -150,13 +150,13 @@ pub(super) fn relation_segment(path: &DataPath) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     const FACTS: PageFacts = PageFacts { block_size: 8192, segment_blocks: 131_072 };
     const START: Lsn = Lsn::new(0x200_0000);
 
-    fn page(block: u32, lsn: u32) -> Vec<u8> {
+    pub(in crate::backup) fn page(block: u32, lsn: u32) -> Vec<u8> {
         let mut page: Vec<u8> = (0..8192_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
         page[..4].fill(0);
         page[4..8].copy_from_slice(&lsn.to_le_bytes());

@@ -50,6 +50,10 @@ pub struct BackupProgress {
     pub files: u64,
     /// Bytes added to the repository so far.
     pub new_bytes: u64,
+    /// Bytes that were read from the data directory itself.
+    pub read_bytes: u64,
+    /// Why the server sends the files, where they were to be read from its data directory.
+    pub not_files: Option<String>,
     /// Why everything is read from the server, where less might have been.
     pub reason: Option<String>,
 }

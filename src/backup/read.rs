@@ -10,7 +10,8 @@ use wal::{Lsn, TimelineId};
 use super::cut::{CutTotals, Cutter};
 use super::error::CopyError;
 use super::intake::Intake;
-use super::manifest_check::KeptManifest;
+use super::files::Trace;
+use super::manifest_check::{KeptManifest, ManifestCheck};
 use super::members::{Archive, Members};
 use super::pages::PageFacts;
 use super::progress::{BackupPhase, ProgressSender};
@@ -40,14 +41,16 @@ pub(super) struct Began {
     pub(super) tablespaces: Vec<TablespacePath>,
 }
 
-/// Everything was sent, and every file is as the server's manifest says.
+/// Everything was read, and every file is as the server's manifest says where there is one.
 #[derive(Debug)]
 pub(super) struct ReadAll {
     pub(super) began: Began,
     pub(super) stop: Lsn,
     pub(super) totals: CutTotals,
-    pub(super) facts: ManifestFacts,
-    pub(super) kept: KeptManifest,
+    /// The server's manifest.
+    pub(super) manifest: Option<(ManifestFacts, KeptManifest)>,
+    /// What was noted of files read from the data directory.
+    pub(super) traces: Option<Vec<Trace>>,
 }
 
 /// Reads the whole backup. `began` is told of the start before any file arrives.
@@ -55,7 +58,7 @@ pub(super) async fn read_stream(
     mut stream: impl BackupStream,
     cutter: Cutter,
     incremental: Option<(PageFacts, Arc<Reference>)>,
-    began: oneshot::Sender<Began>,
+    began: oneshot::Sender<Lsn>,
     progress: ProgressSender,
 ) -> Result<ReadAll, CopyError> {
     let (start, members) = match stream.next().await.map_err(CopyError::NotStarted)? {
@@ -71,7 +74,7 @@ pub(super) async fn read_stream(
         }
         _ => return Err(CopyError::OutOfTurn("it did not say where it starts")),
     };
-    if began.send(start.clone()).is_err() {
+    if began.send(start.start).is_err() {
         return Err(CopyError::Stopped);
     }
     let mut archives = Archives { intake: Intake::new(members, cutter, incremental), current: None };
@@ -107,9 +110,9 @@ pub(super) async fn read_stream(
         return Err(CopyError::OutOfTurn("its end does not lie after its start"));
     }
     let (totals, check) = archives.intake.cutter.finish().await?;
-    let (facts, kept) = check.finish()?;
+    let manifest = check.map(ManifestCheck::finish).transpose()?;
     progress.send_modify(|progress| (progress.done_bytes, progress.files) = (totals.bytes, totals.files));
-    Ok(ReadAll { began: start, stop, totals, facts, kept })
+    Ok(ReadAll { began: start, stop, totals, manifest, traces: None })
 }
 
 /// PostgreSQL 16 and later send tablespaces that lie in `pg_tblspc` itself as archives of their own.

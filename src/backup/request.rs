@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use tokio_util::sync::CancellationToken;
 
 use super::copy::CopyLimits;
+use super::files::FilesAccess;
 use super::wal_progress::WalProgress;
 use crate::clock::Clock;
 use crate::primary::{CheckpointMode, ConnectOptions, MaxRate};
@@ -59,6 +60,8 @@ impl Default for BackupRequest {
 pub struct BackupDeps<'a> {
     /// The server.
     pub server: &'a ConnectOptions,
+    /// Its data directory, where it is to be read instead of having the server send it.
+    pub files: Option<FilesAccess>,
     /// Where it goes: the lineage of this server, which the caller has established.
     pub repository: &'a LineageRepository,
     /// File of the index of known chunks, `<state_dir>/chunks/<cluster>.redb`; without one it is kept in memory.

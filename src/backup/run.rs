@@ -6,18 +6,17 @@ use futures_util::FutureExt;
 use recovery::{Backup, BackupId, BackupKind};
 use wal::{Coverage, PgTime, WalRange};
 
-use super::choose::{Reading, choose, upload};
+use super::attempt::Attempt;
+use super::choose::{Reading, choose};
 use super::commit::{LONGEST, claim, packs_exist, put_manifest, store_postgres_manifest};
-use super::copy::{CopyParts, copy};
 use super::error::CopyError;
-use super::packer::Packed;
+use super::files::{self, Noted};
 use super::progress::{BackupPhase, ProgressSender};
 use super::read::ReadAll;
-use super::request::{BackupDeps, BackupRequest, ReadKind};
-use super::server::{ServerFacts, connect};
+use super::request::{BackupDeps, BackupRequest};
+use super::server::connect;
 use super::upload::Destination;
 use crate::error::{Error, ErrorCode, Result};
-use crate::primary::{BaseBackupOptions, ManifestChecksums, ReplicationConnection};
 use crate::repository::chunk_index::ChunkIndex;
 use crate::repository::file_table::CHUNK_SIZE;
 use crate::repository::manifest::{FileSource, Manifest};
@@ -45,13 +44,25 @@ pub async fn take(request: &BackupRequest, deps: &BackupDeps<'_>, progress: &Pro
         ready = until_commit(request, deps, progress, &doing).boxed() => ready,
     };
     // Not in the select: a commit that has begun is carried through, else nobody knew whether the backup exists.
-    let (destination, manifest) = ready?;
+    let Ready { destination, manifest, noted } = ready?;
     put_manifest(&destination, &manifest).await?;
+    if let Some(noted) = noted {
+        save(noted, deps).await;
+    }
     tracing::info!(
         backup = %manifest.id, start_lsn = %manifest.start_lsn, stop_lsn = %manifest.stop_lsn,
-        size_bytes = manifest.size_bytes, new_bytes = manifest.new_bytes, "backup committed"
+        size_bytes = manifest.size_bytes, new_bytes = manifest.new_bytes, read_bytes = progress.borrow().read_bytes,
+        "backup committed"
     );
     Ok(manifest)
+}
+
+/// All but the commit is done.
+struct Ready {
+    destination: Destination,
+    manifest: Manifest,
+    /// What the next backup need not read, when this one is committed.
+    noted: Option<Noted>,
 }
 
 /// Everything but the commit.
@@ -60,28 +71,37 @@ async fn until_commit(
     deps: &BackupDeps<'_>,
     progress: &ProgressSender,
     doing: &str,
-) -> Result<(Destination, Manifest)> {
+) -> Result<Ready> {
     let explain = |error: CopyError| error.explain(doing);
     check_label(request)?;
     progress.send_modify(|progress| progress.phase = BackupPhase::Check);
     // The newest data key is used from here on.
     deps.repository.objects().refresh_keys().await.map_err(|error| explain(error.into()))?;
     let index = known_chunks(deps).await?;
-    let (mut connection, mut server, state) = connect(deps, doing).await?;
-    let mut reading = choose(request.kind, deps, &index, &mut connection, &server, state).await;
+    let (mut connection, server, state) = connect(deps, doing).await?;
+    let chosen = files::choose_source(request.kind, deps, &index, &connection, &server, progress).await?;
+    let mut reading = match &chosen {
+        Some(files) => files.reading(),
+        None => choose(request.kind, deps, &index, &mut connection, &server, state).await,
+    };
 
     let started_at = PgTime::from(deps.clock.now());
     let id = claim(deps.repository, started_at, deps.random, request.label.as_deref()).await?;
     let destination = destination(deps, id.clone());
     let label = request.label.clone().unwrap_or_else(|| id.to_string());
+    let attempt = Attempt { request, deps, label: &label, destination: &destination, index: &index, pages: server.pages };
     let (read, packed) = loop {
         tell(progress, &id, &reading);
-        let attempt = Attempt { request, deps, label: &label, destination: &destination, index: &index };
-        match attempt.copy(connection, &server, &reading, progress).await {
+        if let Some(files) = &chosen {
+            // Its walsender is not needed.
+            drop(connection);
+            break attempt.copy_files(files, progress).await.map_err(explain)?;
+        }
+        match attempt.copy(connection, &reading, progress).await {
             Err(error) if reading.incremental.is_some() && error.leaves_a_full_backup() => {
                 reading = reading.whole(error.to_string());
                 // The walsender may be in the middle of something: a new one.
-                (connection, server, _) = connect(deps, doing).await?;
+                (connection, _, _) = connect(deps, doing).await?;
             }
             copied => break copied.map_err(explain)?,
         }
@@ -90,7 +110,10 @@ async fn until_commit(
 
     progress.send_modify(|progress| progress.phase = BackupPhase::Commit);
     check_facts(deps, &read).map_err(explain)?;
-    let postgres_manifest = store_postgres_manifest(&destination, &read.kept).await.map_err(explain)?;
+    let postgres_manifest = match &read.manifest {
+        Some((_, kept)) => Some(store_postgres_manifest(&destination, kept).await.map_err(explain)?),
+        None => None,
+    };
     packs_exist(&destination, &packed.packs).await.map_err(explain)?;
     check_duration(started_at, PgTime::from(deps.clock.now()), doing)?;
 
@@ -107,8 +130,8 @@ async fn until_commit(
         stop_lsn: read.stop,
         started_at,
         stopped_at,
-        backup_kind: if reading.incremental.is_some() { BackupKind::Incremental } else { BackupKind::Full },
-        source: FileSource::Stream,
+        backup_kind: if reading.leaves_unread() { BackupKind::Incremental } else { BackupKind::Full },
+        source: if chosen.is_some() { FileSource::Files } else { FileSource::Stream },
         from_standby: server.from_standby,
         label,
         annotations: request.annotations.clone(),
@@ -120,14 +143,24 @@ async fn until_commit(
         files: read.totals.files,
         directories: read.totals.directories,
         size_bytes: read.totals.bytes,
-        new_bytes: packed.new_bytes + postgres_manifest.size,
+        new_bytes: packed.new_bytes + postgres_manifest.as_ref().map_or(0, |stored| stored.size),
         stored_bytes: packed.stored_bytes,
         patched_chunks: packed.patched_chunks,
         parts: packed.parts,
-        postgres_manifest: Some(postgres_manifest),
+        postgres_manifest,
         packs: packed.packs,
     };
-    Ok((destination, manifest))
+    let noted = chosen.zip(read.traces).map(|(files, traces)| files.noted(&manifest, traces));
+    Ok(Ready { destination, manifest, noted })
+}
+
+/// Keeps what was noted of files. A cache: without it the next backup reads everything.
+async fn save(noted: Noted, deps: &BackupDeps<'_>) {
+    let Some(file) = deps.files.as_ref().and_then(|files| files.noted_file.clone()) else { return };
+    let saved = tokio::task::spawn_blocking(move || noted.save(&file).map_err(|error| (file, error))).await;
+    if let Ok(Err((file, error))) = saved {
+        tracing::warn!(file = %file.display(), %error, "the next backup reads every file: what was noted of them cannot be kept");
+    }
 }
 
 /// The backup, once all WAL from its start to its stop is in the repository.
@@ -182,64 +215,15 @@ fn tell(progress: &ProgressSender, id: &BackupId, reading: &Reading) {
     });
 }
 
-/// One try at copying a backup.
-struct Attempt<'a> {
-    request: &'a BackupRequest,
-    deps: &'a BackupDeps<'a>,
-    label: &'a str,
-    destination: &'a Destination,
-    index: &'a Arc<ChunkIndex>,
-}
-
-impl Attempt<'_> {
-    async fn copy(
-        &self,
-        mut connection: ReplicationConnection,
-        server: &ServerFacts,
-        reading: &Reading,
-        progress: &ProgressSender,
-    ) -> std::result::Result<(ReadAll, Packed), CopyError> {
-        if let Some((manifest, _)) = &reading.incremental {
-            upload(&mut connection, manifest).await?;
-        }
-        let options =
-            BaseBackupOptions { incremental: reading.incremental.is_some(), ..options(self.request, self.label) };
-        let stream = connection.base_backup(&options).await.map_err(CopyError::NotStarted)?;
-        let parts = CopyParts {
-            destination: self.destination.clone(),
-            index: Arc::clone(self.index),
-            limits: self.request.limits,
-            pages: server.pages,
-            reference: reading.reference.clone(),
-            incremental: reading.incremental.as_ref().map(|(_, facts)| *facts),
-            patches: self.request.kind != ReadKind::Full,
-            scratch_dir: self.deps.repository.repository().options().scratch_dir.clone(),
-            progress: progress.clone(),
-        };
-        copy(stream, parts).await
-    }
-}
-
-fn options(request: &BackupRequest, label: &str) -> BaseBackupOptions {
-    BaseBackupOptions {
-        checkpoint: request.checkpoint,
-        max_rate: request.max_rate,
-        manifest_checksums: ManifestChecksums::Crc32c,
-        // We verify ourselves: the server's own verification costs the primary CPU and ends the backup with an error, so
-        // that a cluster with one bad page could not be backed up at all.
-        verify_checksums: false,
-        ..BaseBackupOptions::new(label)
-    }
-}
-
-/// What the server's manifest says against what the server said.
+/// What the server's manifest, if there is one, says against what the server said.
 fn check_facts(deps: &BackupDeps<'_>, read: &ReadAll) -> std::result::Result<(), CopyError> {
+    let Some((facts, _)) = &read.manifest else { return Ok(()) };
     let ours = deps.repository.system_identifier();
-    if read.facts.system_identifier.is_some_and(|stated| stated != ours) {
+    if facts.system_identifier.is_some_and(|stated| stated != ours) {
         return Err(CopyError::OutOfTurn("its manifest has another system identifier"));
     }
-    let first = read.facts.wal_ranges.iter().map(|range| range.start).min();
-    let last = read.facts.wal_ranges.iter().map(|range| range.end).max();
+    let first = facts.wal_ranges.iter().map(|range| range.start).min();
+    let last = facts.wal_ranges.iter().map(|range| range.end).max();
     if (first, last) != (Some(read.began.start), Some(read.stop)) {
         return Err(CopyError::OutOfTurn("its manifest names other WAL"));
     }

@@ -13,6 +13,7 @@ use super::cut::{Batch, BufferReturn, CutChunk, CutPages, Item};
 use super::error::CopyError;
 use super::fresh::FreshChunks;
 use super::patch::{MIN_PATCHED, NotProven, Tools, put_pages};
+use super::reader::Reader;
 use super::read_back::{OldFrames, ReadBack};
 use super::reference::{OldChunk, PlacedChunk};
 use crate::codec::{CompressError, Compression};
@@ -36,6 +37,8 @@ pub(super) struct Workshop {
     pub(super) buffers: BufferReturn,
     /// Reads the old chunks of the reference.
     pub(super) read_back: ReadBack,
+    /// Reads chunks that come from files.
+    reader: Reader,
     /// Whether changed chunks may become page patches.
     pub(super) patches: bool,
     /// Threads that may work at once.
@@ -52,6 +55,7 @@ pub(super) struct WorkshopParts {
     pub(super) compression: Compression,
     pub(super) buffers: BufferReturn,
     pub(super) read_back: ReadBack,
+    pub(super) reader: Reader,
     pub(super) patches: bool,
     pub(super) threads: usize,
 }
@@ -76,15 +80,16 @@ struct Waiting {
 
 impl Workshop {
     pub(super) fn new(parts: WorkshopParts) -> Self {
-        let WorkshopParts { index, fresh, compression, buffers, read_back, patches, threads } = parts;
+        let WorkshopParts { index, fresh, compression, buffers, read_back, reader, patches, threads } = parts;
         // A raw frame of a difference is as long as that of the chunk.
         let patches = patches && compression != Compression::None;
         let threads = Semaphore::new(threads);
-        Self { index, fresh, compression, buffers, read_back, patches, threads, tools: Mutex::default() }
+        Self { index, fresh, compression, buffers, read_back, reader, patches, threads, tools: Mutex::default() }
     }
 
     /// Works on a batch and gives its buffer back.
     pub(super) async fn work(self: Arc<Self>, batch: Batch, pages: Option<PageCheck>) -> Result<Worked, CopyError> {
+        let batch = self.reader.fill(batch).await?;
         let looked = self.on_thread(move |shop, tools| shop.look(batch, pages, tools)).await??;
         if looked.waiting.is_empty() {
             self.buffers.put(looked.bytes);
@@ -113,7 +118,7 @@ impl Workshop {
         done.await?
     }
 
-    fn look(&self, batch: Batch, pages: Option<PageCheck>, tools: &mut Tools) -> Result<Looked, CompressError> {
+    fn look(&self, mut batch: Batch, pages: Option<PageCheck>, tools: &mut Tools) -> Result<Looked, CopyError> {
         let mut worked = Worked::default();
         let mut waiting = Vec::new();
         for item in batch.items {
@@ -124,7 +129,16 @@ impl Workshop {
                 Item::Same(old) => WorkedItem::Chunk(WorkedChunk::new(old.plain(), ChunkPlace::Same(old))),
                 Item::Chunk(cut) => {
                     let item = worked.items.len();
-                    let (chunk, hash) = self.look_at(&cut, &batch.bytes, pages, tools, &mut worked.frames)?;
+                    // What comes from a file can be read once more, and is so before anything else is done with it.
+                    let damaged = match (&cut.from, pages) {
+                        (Some(file), Some(check)) => file.0.judge(&mut batch.bytes[cut.bytes.clone()], &cut, check)?,
+                        (None, Some(check)) if cut.pages.is_none() => {
+                            check.damaged_pages(&batch.bytes[cut.bytes.clone()], &cut)
+                        }
+                        _ => 0,
+                    };
+                    let (chunk, hash) = self.look_at(&cut, &batch.bytes, tools, &mut worked.frames)?;
+                    let chunk = WorkedChunk { damaged_pages: damaged, ..chunk };
                     if let Some(hash) = hash {
                         waiting.push(Waiting { item, cut, hash });
                     }
@@ -141,7 +155,6 @@ impl Workshop {
         &self,
         cut: &CutChunk,
         bytes: &[u8],
-        pages: Option<PageCheck>,
         tools: &mut Tools,
         frames: &mut Vec<u8>,
     ) -> Result<(WorkedChunk, Option<Option<ChunkHash>>), CompressError> {
@@ -150,13 +163,13 @@ impl Workshop {
         }
         let content = &bytes[cut.bytes.clone()];
         let plain = u32::try_from(content.len()).expect("a chunk is at most CHUNK_SIZE long");
-        let damaged_pages = pages.map_or(0, |check| check.damaged_pages(content, cut));
+        let sum = cut.from.as_ref().map(|_| ChunkSum { content: crc32c::crc32c(content), change: 0 });
         let (place, hash) = match self.find(content, cut.old.as_ref()) {
             Ok(place) => (place, None),
             Err(hash) if self.may_be_patched(cut, content) => (ChunkPlace::Zeros, Some(Some(hash))),
             Err(hash) => (whole(content, hash, tools, frames)?, None),
         };
-        Ok((WorkedChunk { damaged_pages, ..WorkedChunk::new(plain, place) }, hash))
+        Ok((WorkedChunk { sum, ..WorkedChunk::new(plain, place) }, hash))
     }
 
     /// Where this content lies already; its hash when it is new.
@@ -234,7 +247,7 @@ impl Workshop {
                 let (place, damaged, sum) = decided;
                 chunk.place = place;
                 chunk.damaged_pages += damaged;
-                chunk.sum = sum;
+                chunk.sum = sum.or(chunk.sum);
             }
         }
         Ok((worked, bytes))

@@ -88,7 +88,7 @@ async fn by_daemon(
             ),
             Some("ok") => {
                 progress.end();
-                tell_reason(context, wish.kind, state["reason"].as_str());
+                tell_reason(context, wish.kind, state["not_files"].as_str(), state["reason"].as_str());
                 committed(context, &document["backup"]);
                 return Ok(0);
             }
@@ -139,6 +139,7 @@ async fn by_ourselves(context: &Context, config: &Config, cluster: &ClusterConfi
                 state_dir: config.state_dir.clone(),
                 board: &board,
                 clock: &context.clock,
+                data_directory: cluster.data_directory.clone(),
                 max_rate: cluster.max_rate,
             };
             let sender = ProgressSender::new(BackupProgress::default());
@@ -156,8 +157,8 @@ async fn by_ourselves(context: &Context, config: &Config, cluster: &ClusterConfi
                 }
             };
             progress.end();
-            let reason = sender.borrow().reason.clone();
-            tell_reason(context, kind, reason.as_deref());
+            let BackupProgress { not_files, reason, .. } = sender.borrow().clone();
+            tell_reason(context, kind, not_files.as_deref(), reason.as_deref());
             backup
         }
         (_, (_, Some(error))) => Err(error),
@@ -178,8 +179,11 @@ async fn by_ourselves(context: &Context, config: &Config, cluster: &ClusterConfi
     Ok(0)
 }
 
-/// Says why everything was read from the server, when that is not what was asked for.
-fn tell_reason(context: &Context, kind: WishedKind, reason: Option<&str>) {
+/// Says why the server sent the files and why all of them were read, when that is not what was asked for.
+fn tell_reason(context: &Context, kind: WishedKind, not_files: Option<&str>, reason: Option<&str>) {
+    if let Some(not_files) = not_files {
+        context.output.note(&format!("warning: the server sent the files: {not_files}"));
+    }
     let Some(reason) = reason else { return };
     let what = match kind {
         WishedKind::Incremental => "not incremental",
@@ -223,6 +227,7 @@ pub(super) async fn list(context: &Context, of: &OfCluster) -> Ended {
             text(&backup["cluster"]),
             if backup["damaged"] == true { "damaged".to_owned() } else { text(&backup["status"]) },
             text(&backup["kind"]),
+            text(&backup["source"]),
             shown(&backup["started_at"]),
             text(&backup["timeline"]),
             size(&backup["size_bytes"]),
@@ -232,7 +237,7 @@ pub(super) async fn list(context: &Context, of: &OfCluster) -> Ended {
         ]
     });
     output.table(
-        &["ID", "CLUSTER", "STATUS", "KIND", "STARTED", "TL", "SIZE", "NEW", "VERIFIED", "RECOVERS TO"],
+        &["ID", "CLUSTER", "STATUS", "KIND", "SOURCE", "STARTED", "TL", "SIZE", "NEW", "VERIFIED", "RECOVERS TO"],
         rows.collect(),
     );
     Ok(0)

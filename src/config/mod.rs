@@ -100,6 +100,8 @@ pub struct ClusterConfig {
     pub report_apply: bool,
     /// When base backups are taken; `None`: never by itself.
     pub schedule: Option<Schedule>,
+    /// The server's data directory, where base backups read it.
+    pub data_directory: Option<PathBuf>,
     /// Bytes per second of base backups.
     pub max_rate: Option<u64>,
     /// Patroni's REST API on the members.

@@ -172,7 +172,6 @@ pub(super) fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig> 
         "primary" | "standby" | "prefer-standby" => Ok(()),
         _ => Err("is none of primary, standby and prefer-standby".to_owned()),
     })?;
-    path(settings, at, "data_directory")?;
     Ok(ClusterConfig {
         name: name.to_owned(),
         conninfo: SecretString::from(settings.text(at, "conninfo")?.unwrap_or_default()),
@@ -185,6 +184,7 @@ pub(super) fn cluster(settings: &Settings, name: &str) -> Result<ClusterConfig> 
         synchronous: settings.boolean(at, "synchronous")?.unwrap_or(false),
         report_apply: settings.boolean(at, "report_apply")?.unwrap_or(false),
         schedule: cron.map(|(cron, text)| Schedule { cron, zone, text }),
+        data_directory: path(settings, at, "data_directory")?.filter(|path| !path.as_os_str().is_empty()),
         max_rate: settings.parsed(at, "max_rate", values::rate)?,
         patroni_urls: patroni_urls(settings, at)?,
         retention: retention(settings, name)?,

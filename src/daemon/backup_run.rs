@@ -13,7 +13,7 @@ use wal::WalRange;
 use super::backups::{BackupWish, WishedKind};
 use super::cluster::Cluster;
 use super::stored;
-use crate::backup::{self, BackupDeps, BackupProgress, BackupRequest, ProgressSender, ReadKind, WalProgress};
+use crate::backup::{self, BackupDeps, BackupProgress, BackupRequest, FilesAccess, ProgressSender, ReadKind, WalProgress};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::{CheckpointMode, ConnectOptions, Host, HostName, MaxRate};
@@ -37,6 +37,8 @@ pub struct Place<'a> {
     pub board: &'a StatusBoard,
     /// The time.
     pub clock: &'a Arc<dyn Clock>,
+    /// The server's data directory, where it is to be read.
+    pub data_directory: Option<PathBuf>,
     /// Limit of the configuration.
     pub max_rate: Option<u64>,
 }
@@ -57,6 +59,7 @@ pub(super) async fn take(
         state_dir: cluster.state_dir.clone(),
         board: cluster.board(),
         clock: cluster.clock(),
+        data_directory: cluster.config.data_directory.clone(),
         max_rate: cluster.config.max_rate,
     };
     let run = run(&place, wish, &progress, cancel);
@@ -71,6 +74,7 @@ pub(super) async fn take(
                     running.phase = now.phase.as_str().to_owned();
                     running.done_bytes = now.done_bytes;
                     running.total_bytes = now.total_bytes;
+                    running.not_files = now.not_files;
                     running.reason = now.reason;
                 });
             }
@@ -114,6 +118,10 @@ pub async fn run(
     let index_file = crate::durable::create_dir_all(&chunks, crate::durable::PRIVATE_DIR)
         .is_ok()
         .then(|| chunks.join(format!("{}.redb", place.lineage.cluster())));
+    let noted = place.state_dir.join("noted");
+    let noted_file = crate::durable::create_dir_all(&noted, crate::durable::PRIVATE_DIR)
+        .is_ok()
+        .then(|| noted.join(place.lineage.cluster().as_str()));
     let wal = PipelineProgress { board: place.board.clone() };
     let request = BackupRequest {
         kind: match wish.kind {
@@ -129,6 +137,7 @@ pub async fn run(
     };
     let deps = BackupDeps {
         server: &streamed_from(place),
+        files: place.data_directory.clone().map(|directory| FilesAccess::new(directory, noted_file)),
         repository: place.lineage,
         index_file,
         wal: &wal,

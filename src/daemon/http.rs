@@ -263,7 +263,7 @@ async fn get_run(State(shared): State<Shared>, headers: HeaderMap, Query(questio
 /// How a run stands: `state` is running, ok or failed.
 fn run_document(run: &Run, view: &super::view::ClusterView) -> Value {
     let running = &run.running;
-    let progress = json!({ "phase": running.phase, "done_bytes": running.done_bytes, "total_bytes": running.total_bytes, "started_at": PgTime::from(running.started_at), "reason": running.reason });
+    let progress = json!({ "phase": running.phase, "done_bytes": running.done_bytes, "total_bytes": running.total_bytes, "started_at": PgTime::from(running.started_at), "not_files": running.not_files, "reason": running.reason });
     match &run.outcome {
         None => json!({ "state": "running", "id": running.id, "progress": progress }),
         Some(Err(error)) => {

@@ -144,6 +144,8 @@ pub struct RunningBackup {
     pub done_bytes: u64,
     /// Bytes that the server expects to send, when it told.
     pub total_bytes: Option<u64>,
+    /// Why the server sends the files, where they were to be read from its data directory.
+    pub not_files: Option<String>,
     /// Why everything is read, where less might have been.
     pub reason: Option<String>,
 }
@@ -220,7 +222,7 @@ pub(super) mod samples {
 
     use std::collections::BTreeMap;
 
-    use recovery::{Backup, BackupKind, BackupStatus, LineageId, Moment, RecoverableRange};
+    use recovery::{Backup, BackupKind, BackupStatus, FileSource, LineageId, Moment, RecoverableRange};
     use wal::{Coverage, PgTime, SegmentSize, SystemIdentifier};
 
     use super::*;
@@ -267,6 +269,7 @@ pub(super) mod samples {
             id: BackupId::new(stopped_at, 1),
             status: BackupStatus::Ok,
             kind: BackupKind::Full,
+            source: FileSource::Stream,
             system_identifier: SystemIdentifier::new(7),
             postgres_version: 170_005,
             timeline: TimelineId::FIRST,

@@ -7,10 +7,12 @@ use wal::Lsn;
 
 mod handover;
 mod member_slot;
+mod online_backup;
 mod session;
 mod settings;
 
 pub use member_slot::{MemberLook, MemberSlot};
+pub use online_backup::{ServerInstance, StoppedBackup, grant};
 pub use session::{SqlSession, connect};
 
 /// A row of `pg_replication_slots`.

@@ -6,6 +6,8 @@ use recovery::{Backup, BackupId, BackupKind, BackupStatus, LineageId};
 use serde::{Deserialize, Serialize};
 use wal::{Coverage, Lsn, PgTime, SegmentSize, SystemIdentifier, TimelineId};
 
+pub use recovery::FileSource;
+
 use crate::codec::sealed::{PAGE_PATCH, SealedError, seal_with_features, unseal};
 use crate::repository::file_table::TableFacts;
 use crate::storage::Sha256;
@@ -88,16 +90,6 @@ pub struct Manifest {
     pub postgres_manifest: Option<StoredObject>,
     /// Every pack that any of its chunks lies in; chunks name packs by their index here.
     pub packs: Vec<PackRef>,
-}
-
-/// From where the files of a backup were read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FileSource {
-    /// BASE_BACKUP over the replication protocol.
-    Stream,
-    /// The data directory itself.
-    Files,
 }
 
 /// A tablespace outside the data directory.
@@ -196,6 +188,7 @@ impl Manifest {
             id: self.id.clone(),
             status: if has_wal { BackupStatus::Ok } else { BackupStatus::WaitingForWal },
             kind: self.backup_kind,
+            source: self.source,
             system_identifier: self.system_identifier,
             postgres_version: self.postgres_version,
             timeline: self.timeline,

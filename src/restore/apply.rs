@@ -141,17 +141,17 @@ pub(super) fn cannot(plan: &RestorePlan, what: &str, error: &io::Error) -> Error
     }
 }
 
-/// Writes a `backup_manifest`, so that `pg_verifybackup -n` can look at the result: the one that PostgreSQL made, unless it
-/// describes an incremental backup's files.
+/// Writes a `backup_manifest`, so that `pg_verifybackup -n` can look at the result: the one that PostgreSQL made, unless there
+/// is none, or it describes an incremental backup's files.
 async fn write_postgres_manifest(plan: &RestorePlan, lineage: &LineageRepository, roots: &Roots) -> Result<()> {
-    if plan.manifest.backup_kind == BackupKind::Incremental {
+    let sent_whole = plan.manifest.postgres_manifest.as_ref().filter(|_| plan.manifest.backup_kind == BackupKind::Full);
+    let Some(stored) = sent_whole else {
         let composed = own_manifest::compose(lineage, &plan.manifest).await?;
         let mut file = composed.file();
         return roots
             .write("backup_manifest", &mut file)
             .map_err(|error| cannot(plan, "write backup_manifest", &error));
-    }
-    let Some(stored) = &plan.manifest.postgres_manifest else { return Ok(()) };
+    };
     let text = format!("{}{}", lineage.keys().backup_prefix(&plan.manifest.id), stored.name);
     let damaged = |what: String| damaged_backup(format!("{text} is damaged: {what}"));
     let key = ObjectKey::new(text.clone()).map_err(|error| damaged(error.to_string()))?;

@@ -1,12 +1,13 @@
-//! The `backup_manifest` of a restored cluster whose backup was read incrementally.
+//! The `backup_manifest` of a restored cluster whose backup was read incrementally, or from the data directory.
 //!
-//! The server's own describes the incremental files that it sent; none of them is in the restored directory. So one is
-//! written from the file table, in PostgreSQL's form (`backup_manifest.c`), as `pg_combinebackup` does.
+//! The server's own describes the incremental files that it sent; none of them is in the restored directory. Of what it did
+//! not send it has none. So one is written from the file table, in PostgreSQL's form (`backup_manifest.c`), as `pg_combinebackup` does.
 
 use std::io::{self, BufWriter, Seek, Write};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
+use wal::SystemIdentifier;
 
 use crate::durable::{PRIVATE_FILE, TempFile};
 use crate::error::{Error, ErrorCode, Result};
@@ -23,9 +24,8 @@ pub(super) async fn compose(lineage: &LineageRepository, manifest: &Manifest) ->
     let dir = &lineage.repository().options().scratch_dir;
     let temp = TempFile::in_dir(dir, PRIVATE_FILE).map_err(scratch)?;
     let mut out = Summed { inner: BufWriter::new(temp.file().try_clone().map_err(scratch)?), hasher: Sha256::new() };
-    let system = manifest.system_identifier;
-    write!(out, "{{ \"PostgreSQL-Backup-Manifest-Version\": 2,\n\"System-Identifier\": {system},\n\"Files\": [")
-        .map_err(scratch)?;
+    let head = head(manifest.postgres_version / 10_000, manifest.system_identifier);
+    out.write_all(head.as_bytes()).map_err(scratch)?;
     let mut separator = "\n";
     for part in &manifest.parts {
         for entry in read_part(lineage, manifest, part).await? {
@@ -46,6 +46,13 @@ pub(super) async fn compose(lineage: &LineageRepository, manifest: &Manifest) ->
     inner.flush().map_err(scratch)?;
     temp.file().try_clone().and_then(|mut file| file.rewind()).map_err(scratch)?;
     Ok(temp)
+}
+
+/// Up to the list of files: PostgreSQL 17 and later write version 2 (`InitializeBackupManifest`), which those before refuse.
+fn head(major: u32, system: SystemIdentifier) -> String {
+    let version = if major >= 17 { 2 } else { 1 };
+    let system = if major >= 17 { format!("\"System-Identifier\": {system},\n") } else { String::new() };
+    format!("{{ \"PostgreSQL-Backup-Manifest-Version\": {version},\n{system}\"Files\": [")
 }
 
 /// A file as the manifest names it.

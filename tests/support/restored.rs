@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use pgvault::backup::{BackupDeps, BackupProgress, BackupRequest, PollRepository, ProgressSender, ReadKind, run};
+use pgvault::backup::{
+    BackupDeps, BackupProgress, BackupRequest, FilesAccess, PollRepository, ProgressSender, ReadKind, run,
+};
 use pgvault::clock::{Clock, SystemClock};
 use pgvault::error::Error;
 use pgvault::primary::{CheckpointMode, ConnectOptions, Conninfo, Environment};
@@ -53,12 +55,36 @@ impl Scene {
 
     /// The same, telling how far it is.
     pub fn backup_told(&self, node: &PgNode, kind: ReadKind, progress: &ProgressSender) -> Result<Backup, Error> {
+        let request = BackupRequest { kind, checkpoint: CheckpointMode::Fast, ..BackupRequest::default() };
+        self.backup_from(node, None, &request, progress)
+    }
+
+    /// The same, read from a data directory where one is given.
+    pub fn backup_from(
+        &self,
+        node: &PgNode,
+        files: Option<FilesAccess>,
+        request: &BackupRequest,
+        progress: &ProgressSender,
+    ) -> Result<Backup, Error> {
+        self.backup_over(&node.conninfo(), files, request, progress)
+    }
+
+    /// The same over this conninfo.
+    pub fn backup_over(
+        &self,
+        conninfo: &str,
+        files: Option<FilesAccess>,
+        request: &BackupRequest,
+        progress: &ProgressSender,
+    ) -> Result<Backup, Error> {
         let lineage = self.vault.lineage();
-        let server = ConnectOptions::new(Conninfo::parse(&node.conninfo(), &Environment::default()).unwrap(), "test");
+        let server = ConnectOptions::new(Conninfo::parse(conninfo, &Environment::default()).unwrap(), "test");
         let mut wal = PollRepository::new(lineage.clone());
         (wal.interval, wal.deadline) = (Duration::from_millis(50), Duration::from_secs(60));
         let deps = BackupDeps {
             server: &server,
+            files,
             repository: &lineage,
             index_file: None,
             wal: &wal,
@@ -66,8 +92,7 @@ impl Scene {
             random: u16::try_from(self.vault.keys().len() % 60_000).unwrap(),
             cancel: &CancellationToken::new(),
         };
-        let request = BackupRequest { kind, checkpoint: CheckpointMode::Fast, ..BackupRequest::default() };
-        self.vault.runtime.block_on(run(&request, &deps, progress))
+        self.vault.runtime.block_on(run(request, &deps, progress))
     }
 
     /// A request to restore to `directory`, with the installed `pgvault` as restore_command.

@@ -6,7 +6,7 @@ use super::{
     RecoverySettings, RestoreCommand, Setting, SettingsError, SignalFile, StandbySettings, has_password,
     recovery_settings, recovery_targets_in, rewrite_auto_conf, without_recovery,
 };
-use crate::{Backup, BackupKind, BackupStatus, RecoveryPlan, RecoveryTarget, StopAt, TargetAction, required_wal};
+use crate::{Backup, BackupKind, BackupStatus, FileSource, RecoveryPlan, RecoveryTarget, StopAt, TargetAction, required_wal};
 
 fn plan(stop: StopAt, inclusive: bool, action: TargetAction) -> RecoveryPlan {
     let timeline = TimelineId::new(11).unwrap();
@@ -18,6 +18,7 @@ fn plan(stop: StopAt, inclusive: bool, action: TargetAction) -> RecoveryPlan {
             id: "20261119T020512-3f2a".parse().unwrap(),
             status: BackupStatus::Ok,
             kind: BackupKind::Full,
+            source: FileSource::Stream,
             system_identifier: SystemIdentifier::new(1),
             postgres_version: 150_018,
             timeline,

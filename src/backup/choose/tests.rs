@@ -13,6 +13,7 @@ fn backup(start: u64) -> Backup {
         id: BackupId::new(at, 7),
         status: BackupStatus::Ok,
         kind: BackupKind::Full,
+        source: FileSource::Stream,
         system_identifier: SystemIdentifier::new(7),
         postgres_version: 170_011,
         timeline: TimelineId::FIRST,

@@ -141,13 +141,13 @@ impl Stage {
             index: Arc::new(ChunkIndex::in_memory()),
             limits: CopyLimits { workers: 2, uploads: 2, reads: 2 },
             reference: None,
-            incremental: None,
+            max_rate: None,
             patches: true,
             pages: None,
             scratch_dir: self.scratch.path().to_path_buf(),
             progress: self.progress.clone(),
         };
-        copy(Script { says: says.into(), said: None }, parts).await
+        copy_stream(Script { says: says.into(), said: None }, None, parts).await
     }
 }
 
@@ -177,7 +177,7 @@ async fn a_whole_backup_is_copied_whatever_the_pieces() {
         says.splice(2..3, pieces(base_archive(), Say::Data));
         let (read, packed) = stage.copy(says).await.unwrap();
         assert_eq!((read.totals.files, read.totals.bytes), (3, 5 + 9000 + 8192));
-        assert_eq!((read.facts.files, read.stop), (3, Lsn::new(STOP)));
+        assert_eq!((read.manifest.unwrap().0.files, read.stop), (3, Lsn::new(STOP)));
         assert_eq!((packed.packs.len(), packed.parts.len()), (1, 1));
         assert_eq!(packed.parts[0].entries, 3);
         let progress = stage.progress.borrow().clone();

@@ -100,7 +100,7 @@ impl Cutter {
         };
         self.totals.files += 1;
         self.totals.bytes += open.file.size;
-        self.check.file(path, size, crc32c)?;
+        self.check_file(path, size, crc32c)?;
         let old = &open.file.old;
         let sum =
             if open.shrank() { FileSum::OfChunks } else { FileSum::Changed { crc32c: old.crc32c, size: old.size } };
@@ -146,6 +146,6 @@ impl Cutter {
         let segment = open.segment;
         let end = self.batch().await.bytes.len();
         let position = index * u64::from(CHUNK_SIZE);
-        self.push(Item::Chunk(CutChunk { bytes: start..end, position, segment, old, pages: Some(pages) })).await
+        self.push(Item::Chunk(CutChunk { bytes: start..end, position, segment, old, pages: Some(pages), from: None })).await
     }
 }

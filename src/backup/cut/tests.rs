@@ -14,7 +14,7 @@ async fn cut(files: &[(&str, Vec<u8>)], piece: usize) -> Vec<(Item, Vec<u8>)> {
     let give_back = pool.give_back();
     let (out, mut batches) = mpsc::channel(1);
     let check = ManifestCheck::new(dir.path(), Compression::None).unwrap();
-    let mut cutter = Cutter::new(pool, out, check, None);
+    let mut cutter = Cutter::new(pool, out, Some(check), None);
     let collect = tokio::spawn(async move {
         let mut items = Vec::new();
         while let Some(batch) = batches.recv().await {
@@ -96,7 +96,7 @@ async fn a_source_waits_while_all_buffers_are_in_use() {
     let (out, mut batches) = mpsc::channel(8);
     let pool = BufferPool::new(2);
     let give_back = pool.give_back();
-    let mut cutter = Cutter::new(pool, out, ManifestCheck::new(dir.path(), Compression::None).unwrap(), None);
+    let mut cutter = Cutter::new(pool, out, Some(ManifestCheck::new(dir.path(), Compression::None).unwrap()), None);
     cutter.begin_file(head("big"), 3 * SIZE as u64).await.unwrap();
     cutter.data(&vec![1; 2 * SIZE]).await.unwrap();
     let third = vec![1; SIZE];
@@ -113,7 +113,7 @@ async fn a_file_that_does_not_end_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let (out, _batches) = mpsc::channel(8);
     let mut cutter =
-        Cutter::new(BufferPool::new(2), out, ManifestCheck::new(dir.path(), Compression::None).unwrap(), None);
+        Cutter::new(BufferPool::new(2), out, Some(ManifestCheck::new(dir.path(), Compression::None).unwrap()), None);
     assert!(matches!(cutter.data(b"x").await, Err(CopyError::OutOfTurn(_))));
     cutter.begin_file(head("a"), 10).await.unwrap();
     cutter.data(b"short").await.unwrap();
@@ -140,7 +140,7 @@ async fn rebuild(old_pages: u32, pages: u32, blocks: &[u32], piece: usize) -> (V
     let give_back = pool.give_back();
     let (out, mut batches) = mpsc::channel(1);
     let check = ManifestCheck::new(dir.path(), Compression::None).unwrap();
-    let mut cutter = Cutter::new(pool, out, check, None);
+    let mut cutter = Cutter::new(pool, out, Some(check), None);
     let collect = tokio::spawn(async move {
         let mut items = Vec::new();
         while let Some(batch) = batches.recv().await {
@@ -239,7 +239,7 @@ async fn pages_that_nobody_announced_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (out, _batches) = mpsc::channel(4);
     let mut cutter =
-        Cutter::new(BufferPool::new(2), out, ManifestCheck::new(dir.path(), Compression::None).unwrap(), None);
+        Cutter::new(BufferPool::new(2), out, Some(ManifestCheck::new(dir.path(), Compression::None).unwrap()), None);
     assert!(matches!(cutter.pages(&[1]).await, Err(CopyError::OutOfTurn(_))));
     let old = OldFile { size: 0, crc32c: 0, chunks: Vec::new() };
     let file = Rebuilt { old, size: 8192, page_size: 8192, blocks: vec![0] };

@@ -53,8 +53,7 @@ pub const KEYS: &[Key] = &[
     key(Cluster, "time_zone", Text, "UTC", "in which the schedule is read"),
     key(Cluster, "backup_from", Text, "primary", "primary, standby or prefer-standby")
         .unbuilt("this version takes base backups from the server that it streams from"),
-    key(Cluster, "data_directory", Text, "", "readable PGDATA of the same host")
-        .unbuilt("this version takes base backups by BASE_BACKUP"),
+    key(Cluster, "data_directory", Text, "", "readable PGDATA of the same host: backups read it"),
     key(Cluster, "max_rate", Text, "", "of base backups, per second; WAL is never throttled"),
     key(Cluster, "patroni_urls", List, "", "Patroni's REST API on the members, as http://pg1:8008"),
     key(Retention, "recovery_window", Text, "7d", "so far back one can go")

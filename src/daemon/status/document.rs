@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use recovery::{BackupId, BackupKind, BackupStatus, LineageId};
+use recovery::{BackupId, BackupKind, BackupStatus, FileSource, LineageId};
 use serde::Serialize;
 use wal::{Lsn, PgTime, SystemIdentifier, TimelineId};
 
@@ -182,6 +182,8 @@ pub struct BackupSummary {
     pub status: BackupStatus,
     /// How it was read.
     pub kind: BackupKind,
+    /// From where: `stream` or `files`; `None` while it runs.
+    pub source: Option<FileSource>,
     /// When it started.
     pub started_at: PgTime,
     /// When it ended.

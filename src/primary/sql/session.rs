@@ -202,6 +202,19 @@ impl SqlSession {
         }
     }
 
+    /// One row of a query that may take as long as it needs: a checkpoint, say.
+    pub(super) async fn one_in_its_time(
+        &self,
+        query: &str,
+        parameters: &[(&(dyn ToSql + Sync), Type)],
+    ) -> Result<Row, PgError> {
+        let mut rows = self.client.query_typed(query, parameters).await.map_err(|error| explain(&error))?;
+        match rows.len() {
+            1 => Ok(rows.swap_remove(0)),
+            count => Err(PgError::Protocol(format!("{count} rows where one was due"))),
+        }
+    }
+
     async fn query(&self, query: &str, parameters: &[(&(dyn ToSql + Sync), Type)]) -> Result<Vec<Row>, PgError> {
         match timeout(self.limit, self.client.query_typed(query, parameters)).await {
             Ok(result) => result.map_err(|error| explain(&error)),
