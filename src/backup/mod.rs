@@ -34,7 +34,7 @@ mod error;
 mod progress;
 
 pub use copy::CopyLimits;
-pub use files::FilesAccess;
+pub use files::{FilesAccess, try_data_directory};
 pub use incremental::fuzz_incremental;
 pub use progress::{BackupPhase, BackupProgress, ProgressSender};
 pub use read::BackupStream;

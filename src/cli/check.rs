@@ -85,8 +85,10 @@ async fn by_ourselves(
             Err(error) => Err(error),
         }
     };
-    let (view, replication, repository) = tokio::join!(view, probe::replication(&connect), repository);
-    let probes = Probes { replication, repository: Some(repository) };
+    let data_directory = probe::data_directory(cluster.data_directory.as_deref(), &connect);
+    let (view, replication, data_directory, repository) =
+        tokio::join!(view, probe::replication(&connect), data_directory, repository);
+    let probes = Probes { replication, data_directory, repository: Some(repository) };
     let mut found = findings(&view?, &probes, context.clock.now());
     if wants_deep {
         let cluster = source::cluster_repository(context, config, cluster).await?;

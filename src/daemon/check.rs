@@ -76,7 +76,7 @@ impl Finding {
 }
 
 /// Every check, in the order in which they are shown. Fixed, so that every series of `pgvault_check_ok` always exists.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 18] = [
     "configuration",
     "connection",
     "replication",
@@ -92,6 +92,7 @@ pub const NAMES: [&str; 17] = [
     "synchronous",
     "spool",
     "repository",
+    "data_directory",
     "backups",
     "window",
 ];
@@ -114,6 +115,7 @@ pub fn findings(view: &ClusterView, probes: &Probes, now: DateTime<Utc>) -> Vec<
         synchronous(view),
         spool(view),
         repository(view, probes),
+        data_directory(probes),
         backups(view, now),
         window(view),
     ]
@@ -171,6 +173,16 @@ fn streaming(view: &ClusterView) -> Finding {
         .fix("look at the store: pgvault repo check");
     }
     Finding::new(name, Fine, format!("WAL is streaming{lag}"))
+}
+
+fn data_directory(probes: &Probes) -> Finding {
+    let name = "data_directory";
+    match &probes.data_directory {
+        None => Finding::new(name, Skipped, "backups are sent by the server"),
+        Some(Ok(())) => Finding::new(name, Fine, "backups read it"),
+        Some(Err(reason)) => Finding::new(name, Warn, format!("backups are sent by the server, for it cannot be read: {reason}"))
+            .fix("let pgvault read the data directory of the server and start a backup (README), or set data_directory = \"\""),
+    }
 }
 
 fn repository(view: &ClusterView, probes: &Probes) -> Finding {

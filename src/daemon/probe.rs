@@ -1,11 +1,13 @@
 //! What `check` tries out for itself, beside what is known already.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::timeout;
 
+use crate::backup::try_data_directory;
 use crate::clock::Clock;
 use crate::codec::digest::sha256;
 use crate::error::{Error, ErrorCode, Result};
@@ -18,6 +20,8 @@ use crate::storage::{Body, ObjectKey, PutIfAbsent, PutOutcome, StorageError, Sto
 pub struct Probes {
     /// A replication connection to each member, in the order of the conninfo; empty when not tried.
     pub replication: Vec<Result<()>>,
+    /// Whether a backup would read the configured data directory, or why not; `None` when there is none, or not tried.
+    pub data_directory: Option<std::result::Result<(), String>>,
     /// Write, read, list, write again, delete; `None` when not tried.
     pub repository: Option<Result<RepositoryProbe>>,
 }
@@ -53,6 +57,17 @@ pub async fn replication(options: &ConnectOptions) -> Vec<Result<()>> {
             }
         });
     futures_util::future::join_all(tries).await
+}
+
+/// Tries whether a backup would read the data directory that is configured.
+pub async fn data_directory(
+    directory: Option<&Path>,
+    options: &ConnectOptions,
+) -> Option<std::result::Result<(), String>> {
+    let directory = directory?;
+    let tried = timeout(PATIENCE, try_data_directory(directory, options)).await;
+    let tried = tried.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs())));
+    Some(tried.map_err(|reason| format!("\"{}\": {reason}", directory.display())))
 }
 
 /// Writes an object, reads it back, writes it again, lists it and deletes it.

@@ -140,8 +140,10 @@ impl Supervisor {
                 cluster.repository_state(Some(error));
             }
         };
-        let (replication, repository, (), ()) = tokio::join!(replication, repository, cluster.ask_members_now(), read);
-        check::findings(&cluster.view(), &Probes { replication, repository }, self.clock.now())
+        let data_directory = probe::data_directory(cluster.config.data_directory.as_deref(), &cluster.connect);
+        let (replication, data_directory, repository, (), ()) =
+            tokio::join!(replication, data_directory, repository, cluster.ask_members_now(), read);
+        check::findings(&cluster.view(), &Probes { replication, data_directory, repository }, self.clock.now())
     }
 
     fn open_now(&self) -> Option<Repository> {

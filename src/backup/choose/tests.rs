@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use recovery::{BackupId, BackupKind, LineageId};
+use recovery::{BackupId, BackupKind, FileSource, LineageId};
 use wal::{Coverage, PgTime, SegmentSize, SystemIdentifier, WalRange};
 
 use super::*;

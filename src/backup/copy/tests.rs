@@ -177,7 +177,7 @@ async fn a_whole_backup_is_copied_whatever_the_pieces() {
         says.splice(2..3, pieces(base_archive(), Say::Data));
         let (read, packed) = stage.copy(says).await.unwrap();
         assert_eq!((read.totals.files, read.totals.bytes), (3, 5 + 9000 + 8192));
-        assert_eq!((read.manifest.unwrap().0.files, read.stop), (3, Lsn::new(STOP)));
+        assert_eq!((read.manifest.as_ref().unwrap().0.files, read.stop), (3, Lsn::new(STOP)));
         assert_eq!((packed.packs.len(), packed.parts.len()), (1, 1));
         assert_eq!(packed.parts[0].entries, 3);
         let progress = stage.progress.borrow().clone();

@@ -17,4 +17,4 @@ mod walk;
 pub(super) use choose::{ChosenFiles, choose_source};
 pub(super) use noted::{Noted, Trace};
 pub(super) use read::read_files;
-pub use source::FilesAccess;
+pub use source::{FilesAccess, try_data_directory};

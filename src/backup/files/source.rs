@@ -1,6 +1,6 @@
 //! Whether files are read from the data directory: it is readable, the server's own, and we may start a backup.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,9 +60,7 @@ pub(in crate::backup) async fn open(
 ) -> Result<Result<Arc<FilesSource>, String>, Error> {
     let host = connection.host().clone();
     let options = ConnectOptions { conninfo: deps.server.conninfo.clone().for_host(host), ..deps.server.clone() };
-    let major = connection.server_version().major();
-    let (path, role) = (access.data_directory.clone(), deps.server.conninfo.user().to_owned());
-    match find(path, major, &options, &role, server.from_standby).await {
+    match find(access.data_directory.clone(), &options, server.from_standby).await {
         Ok(source) => Ok(Ok(Arc::new(source))),
         Err(Unusable::Foreign(said)) => {
             let message = format!("data_directory \"{}\" is another cluster's", access.data_directory.display());
@@ -72,6 +70,20 @@ pub(in crate::backup) async fn open(
         }
         Err(unusable) => Ok(Err(format!("data_directory \"{}\" is not read: {unusable}", access.data_directory.display()))),
     }
+}
+
+/// Whether a backup would read this directory: that of one of the servers of `options`; else the reason.
+pub async fn try_data_directory(path: &Path, options: &ConnectOptions) -> Result<(), String> {
+    let mut reasons = Vec::new();
+    for index in 0..options.conninfo.hosts().len() {
+        let options = ConnectOptions { host: Some(index), ..options.clone() };
+        match find(path.to_owned(), &options, false).await {
+            Ok(_) => return Ok(()),
+            Err(unusable) => reasons.push(unusable.to_string()),
+        }
+    }
+    reasons.dedup();
+    Err(reasons.join("; "))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -92,11 +104,11 @@ enum Unusable {
 
 async fn find(
     path: PathBuf,
-    major: u32,
     options: &ConnectOptions,
-    role: &str,
     from_standby: bool,
 ) -> Result<FilesSource, Unusable> {
+    let session = sql::connect(options).await?;
+    let major = session.server_version().major();
     let directory = spawn_blocking(move || {
         let directory = DataDirectory::open(&path, major)?;
         let control = directory.control()?.control;
@@ -106,9 +118,8 @@ async fn find(
         Ok::<_, Unreadable>(directory)
     })
     .await??;
-    let session = sql::connect(options).await?;
     if !session.may_back_up().await? {
-        return Err(Unusable::NotAllowed(grant(session.server_version(), role)));
+        return Err(Unusable::NotAllowed(grant(session.server_version(), options.conninfo.user())));
     }
     let (directory, postmaster, instance) = prove(directory, &session).await?;
     Ok(FilesSource { session, directory, postmaster, instance, from_standby })

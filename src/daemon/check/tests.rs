@@ -160,6 +160,16 @@ fn whatever_is_wrong_says_what_to_do() {
 }
 
 #[test]
+fn a_data_directory_that_is_not_read_is_a_warning_with_its_reason() {
+    let check = |tried| of(&findings(&well(), &Probes { data_directory: tried, ..Probes::default() }, at(NOW)), "data_directory").clone();
+    assert_eq!(check(None).status, Skipped);
+    assert_eq!(check(Some(Ok(()))).status, Fine);
+    let warned = check(Some(Err("Permission denied".to_owned())));
+    assert_eq!((warned.status, warned.fix.is_some()), (Warn, true));
+    assert!(warned.message.contains("Permission denied"));
+}
+
+#[test]
 fn a_broken_repository_fails_with_its_reason() {
     let error = Error::new(ErrorCode::RepositoryDenied, "403").help("pgvault repo check");
     let broken = ClusterView { repository_error: Some(error.clone()), ..well() };
