@@ -384,14 +384,19 @@ fn a_standby_s_directory_is_backed_up_and_a_promotion_midway_makes_it_void() {
     node.sql("INSERT INTO t SELECT i, 'last' FROM generate_series(60001, 60010) i");
     ship(&pipeline, &node);
 
+    let request = BackupRequest {
+        kind: ReadKind::Full,
+        checkpoint: CheckpointMode::Fast,
+        max_rate: Some(MaxRate::from_bytes_per_second(4 << 20)),
+        ..BackupRequest::default()
+    };
+    let progress = ProgressSender::new(BackupProgress::default());
     let error = thread::scope(|scope| {
-        let taken = scope.spawn(|| {
-            bench.take(&standby, &standby.data, |request| {
-                request.kind = ReadKind::Full;
-                request.max_rate = Some(MaxRate::from_bytes_per_second(8 << 20));
-            })
-        });
-        sleep(Duration::from_millis(1500));
+        let files = Some(bench.access(&standby.data));
+        let taken = scope.spawn(|| bench.scene.backup_from(&standby, files, &request, &progress));
+        while progress.borrow().read_bytes == 0 && !taken.is_finished() {
+            sleep(Duration::from_millis(20));
+        }
         standby.promote();
         taken.join().unwrap().unwrap_err()
     });
