@@ -222,7 +222,7 @@ fn a_second_backup_reads_what_changed_and_is_what_the_server_would_have_sent() {
     let mut node = quiet(dir.path(), "primary", major(16));
     node.sql("CREATE TABLE large AS SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 100000) i; CREATE TABLE small AS SELECT 1 i; CREATE UNLOGGED TABLE u AS SELECT 1 i");
     fs::write(node.data.join("postgresql.auto.conf.tmp"), "x").unwrap();
-    fs::create_dir(node.data.join("base/pgsql_tmp")).unwrap();
+    fs::create_dir_all(node.data.join("base/pgsql_tmp")).unwrap();
     fs::write(node.data.join("base/pgsql_tmp/pgsql_tmp1.0"), "x").unwrap();
     for left in ["postgresql.auto.conf.tmp", "base/pgsql_tmp"] {
         give_to_server_user(&node.data.join(left));

@@ -5,8 +5,10 @@ use wal::{Lsn, SystemIdentifier, TimelineId};
 /// Bytes of the file (`PG_CONTROL_FILE_SIZE`); what follows the data is zeros.
 pub(super) const CONTROL_FILE_SIZE: usize = 8192;
 
-/// `pg_control_version` of PostgreSQL 14 to 17, and where its CRC lies.
+/// `pg_control_version` of PostgreSQL 14 to 16, and where its CRC lies.
 const VERSION_13: (u32, usize) = (1300, 288);
+/// That of PostgreSQL 17: `wal_level` of the checkpoint lies in what was padding.
+const VERSION_17: (u32, usize) = (1700, 288);
 /// That of PostgreSQL 18, which added `default_char_signedness`.
 const VERSION_18: (u32, usize) = (1800, 292);
 
@@ -52,7 +54,7 @@ impl Control {
         let long = |at: usize| bytes.get(at..)?.first_chunk().map(|long| u64::from_le_bytes(*long));
         let short = || ControlError::Size(bytes.len());
         let version = word(8).ok_or_else(short)?;
-        let Some((_, crc_at)) = [VERSION_13, VERSION_18].into_iter().find(|(known, _)| *known == version) else {
+        let Some((_, crc_at)) = [VERSION_13, VERSION_17, VERSION_18].into_iter().find(|(known, _)| *known == version) else {
             return Err(ControlError::Version(version));
         };
         let covered = bytes.get(..crc_at).ok_or_else(short)?;
@@ -101,7 +103,7 @@ mod tests {
 
     #[test]
     fn every_known_version_is_read() {
-        for (version, crc_at) in [VERSION_13, VERSION_18] {
+        for (version, crc_at) in [VERSION_13, VERSION_17, VERSION_18] {
             let control = Control::parse(&file(version, crc_at)).unwrap();
             assert_eq!(control.system_identifier.get(), 7_000_000_000_000_000_001);
             assert_eq!((control.is_running, control.changed_at), (true, 1_700_000_000));
