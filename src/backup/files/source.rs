@@ -58,6 +58,9 @@ pub(in crate::backup) async fn open(
     connection: &ReplicationConnection,
     server: &ServerFacts,
 ) -> Result<Result<Arc<FilesSource>, String>, Error> {
+    if server.from_standby {
+        return Ok(Err("the server whose WAL is received is a standby, and reading the directory of one is not proven yet".to_owned()));
+    }
     let host = connection.host().clone();
     let options = ConnectOptions { conninfo: deps.server.conninfo.clone().for_host(host), ..deps.server.clone() };
     match find(access.data_directory.clone(), &options, server.from_standby).await {
