@@ -262,7 +262,9 @@ fn restore(
     let progress = RestoreProgressSender::new(RestoreProgress::default());
     scene.vault.runtime.block_on(async {
         let plan = plan(lineage, &request).await?;
-        apply(&plan, lineage, Effort { jobs: 2, max_rate: None }, &progress, &SystemClock).await.map(|outcome| outcome.backup)
+        apply(&plan, lineage, Effort { jobs: 2, max_rate: None }, &progress, &SystemClock)
+            .await
+            .map(|outcome| outcome.backup)
     })
 }
 

@@ -216,7 +216,6 @@ fn tells_of_the_backup(name: &Path) -> bool {
 }
 
 #[test]
-#[ignore = "never run to its end: see docs/OPEN.md"]
 fn a_second_backup_reads_what_changed_and_is_what_the_server_would_have_sent() {
     let dir = test_dir();
     let bench = Bench::new(dir.path());
@@ -232,7 +231,10 @@ fn a_second_backup_reads_what_changed_and_is_what_the_server_would_have_sent() {
     pipeline.wait_streaming();
     settle(&node);
     let (first, told) = bench.backup(&node, ReadKind::Auto);
-    assert_eq!((first.kind, told.reason.as_deref()), (BackupKind::Full, Some("nothing was noted of files at the backup before")));
+    assert_eq!(
+        (first.kind, told.reason.as_deref()),
+        (BackupKind::Full, Some("nothing was noted of files at the backup before"))
+    );
     assert!(told.read_bytes > 40_000_000, "{told:?}");
 
     node.sql("UPDATE small SET i = 2");
@@ -264,7 +266,10 @@ fn a_second_backup_reads_what_changed_and_is_what_the_server_would_have_sent() {
     node.start();
     pipeline.wait_streaming();
     let (after, told) = bench.backup(&node, ReadKind::Auto);
-    assert_eq!((after.kind, told.reason.as_deref()), (BackupKind::Full, Some("the server was started since the backup before")));
+    assert_eq!(
+        (after.kind, told.reason.as_deref()),
+        (BackupKind::Full, Some("the server was started since the backup before"))
+    );
     fs::write(&bench.noted, b"damaged").unwrap();
     let (again, _) = bench.backup(&node, ReadKind::Auto);
     assert_eq!(again.kind, BackupKind::Full);
@@ -274,7 +279,6 @@ fn a_second_backup_reads_what_changed_and_is_what_the_server_would_have_sent() {
 }
 
 #[test]
-#[ignore = "never run to its end: see docs/OPEN.md"]
 fn a_file_that_changed_shortly_before_a_backup_is_read_by_the_next() {
     let dir = test_dir();
     // Long enough that the backup begins within it on a busy machine.
@@ -370,7 +374,6 @@ fn without_the_right_to_start_a_backup_the_server_sends_and_the_grant_is_told() 
 }
 
 #[test]
-#[ignore = "standbys are not read yet: see docs/OPEN.md"]
 fn a_standby_s_directory_is_backed_up_and_a_promotion_midway_makes_it_void() {
     let dir = test_dir();
     let bench = Bench::new(dir.path());
@@ -432,9 +435,8 @@ fn a_damaged_page_is_told_and_its_file_is_read_every_time() {
     let path = relation_file(&node, "t");
     File::options().write(true).open(&path).unwrap().write_all_at(&[0xff; 7], 3 * 8192 + 4000).unwrap();
     settle(&node);
-    let manifest = |backup: &Backup| {
-        bench.scene.vault.runtime.block_on(bench.scene.vault.lineage().manifest(&backup.id)).unwrap()
-    };
+    let manifest =
+        |backup: &Backup| bench.scene.vault.runtime.block_on(bench.scene.vault.lineage().manifest(&backup.id)).unwrap();
     for _ in 0..2 {
         let (backup, told) = bench.backup(&node, ReadKind::Auto);
         let damaged = manifest(&backup).damaged_files;
@@ -460,7 +462,8 @@ fn a_backup_of_files_that_is_killed_is_no_backup_and_the_server_leaves_backup_mo
     let copying = |pgvault: &Pgvault| {
         let (_, body) = pgvault.http("/api/v1/backups/run?cluster=main&run=1");
         let run: Value = serde_json::from_str(&body).unwrap_or_default();
-        run["progress"]["phase"] == BackupPhase::Copy.as_str() && run["progress"]["done_bytes"].as_u64() > Some(10 << 20)
+        run["progress"]["phase"] == BackupPhase::Copy.as_str()
+            && run["progress"]["done_bytes"].as_u64() > Some(10 << 20)
     };
     pgvault.wait("the copy", Duration::from_secs(60), || copying(&pgvault));
     let held = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgvault%' AND backend_type = 'client backend'";
@@ -473,7 +476,11 @@ fn a_backup_of_files_that_is_killed_is_no_backup_and_the_server_leaves_backup_mo
     let (_, list) = pgvault.json(&["backup", "list"]);
     assert!(list.as_array().unwrap().iter().all(|backup| backup["status"] != "ok"), "{list}");
     let (code, backup) = pgvault.json(&["backup", "now", "--wait", "--fast-checkpoint"]);
-    assert_eq!((code, &backup["source"], &backup["status"]), (0, &Value::from("files"), &Value::from("ok")), "{backup}");
+    assert_eq!(
+        (code, &backup["source"], &backup["status"]),
+        (0, &Value::from("files"), &Value::from("ok")),
+        "{backup}"
+    );
     let (_, check) = pgvault.json(&["check"]);
     let checks = check["clusters"][0]["checks"].as_array().unwrap();
     let finding = checks.iter().find(|finding| finding["name"] == "data_directory").unwrap();

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use recovery::{
-    Answer, Backup, BackupKind, BackupStatus, FileSource, Catalog, CommitsAround, Facts, LastSettled, NoPlan, NotRecoverable, Note,
-    Question, RecordSpan, RecoveryPlan, RecoveryRequest, RecoveryTarget, StopAt, TargetAction, TargetTimeline, WalEnd,
-    Window, plan, window,
+    Answer, Backup, BackupKind, BackupStatus, Catalog, CommitsAround, Facts, FileSource, LastSettled, NoPlan,
+    NotRecoverable, Note, Question, RecordSpan, RecoveryPlan, RecoveryRequest, RecoveryTarget, StopAt, TargetAction,
+    TargetTimeline, WalEnd, Window, plan, window,
 };
 use wal::{
     Coverage, HistoryEntry, Lsn, PgTime, RestorePoint, SegmentNumber, SegmentSize, SystemIdentifier, TimelineHistory,

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use recovery::{Backup, BackupId, BackupKind, BackupStatus, FileSource, Branch, Catalog, LineageId, live_timeline};
+use recovery::{Backup, BackupId, BackupKind, BackupStatus, Branch, Catalog, FileSource, LineageId, live_timeline};
 use wal::{Coverage, Lsn, PgTime, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId, WalRange};
 
 use super::*;

@@ -268,7 +268,14 @@ impl Cutter {
             let ended = file.position == file.size;
             let old = usize::try_from(position / u64::from(CHUNK_SIZE)).ok().and_then(|at| file.old.get(at)).copied();
             let segment = file.segment;
-            batch.items.push(Item::Chunk(CutChunk { bytes: bytes_of_chunk, position, segment, old, pages: None, from: None }));
+            batch.items.push(Item::Chunk(CutChunk {
+                bytes: bytes_of_chunk,
+                position,
+                segment,
+                old,
+                pages: None,
+                from: None,
+            }));
             if ended {
                 self.end_file().await?;
             }
@@ -317,7 +324,10 @@ impl Cutter {
 
     /// Sends the batch when it has no room for so many bytes.
     async fn make_room(&mut self, len: usize) -> Result<(), CopyError> {
-        let room = self.batch.as_ref().map_or(CHUNK_SIZE as usize, |batch| CHUNK_SIZE as usize - batch.bytes.len() - batch.to_read);
+        let room = self
+            .batch
+            .as_ref()
+            .map_or(CHUNK_SIZE as usize, |batch| CHUNK_SIZE as usize - batch.bytes.len() - batch.to_read);
         if room < len { self.send().await } else { Ok(()) }
     }
 

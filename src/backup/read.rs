@@ -9,8 +9,8 @@ use wal::{Lsn, TimelineId};
 
 use super::cut::{CutTotals, Cutter};
 use super::error::CopyError;
-use super::intake::Intake;
 use super::files::Trace;
+use super::intake::Intake;
 use super::manifest_check::{KeptManifest, ManifestCheck};
 use super::members::{Archive, Members};
 use super::pages::PageFacts;

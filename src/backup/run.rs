@@ -89,7 +89,8 @@ async fn until_commit(
     let id = claim(deps.repository, started_at, deps.random, request.label.as_deref()).await?;
     let destination = destination(deps, id.clone());
     let label = request.label.clone().unwrap_or_else(|| id.to_string());
-    let attempt = Attempt { request, deps, label: &label, destination: &destination, index: &index, pages: server.pages };
+    let attempt =
+        Attempt { request, deps, label: &label, destination: &destination, index: &index, pages: server.pages };
     let (read, packed) = loop {
         tell(progress, &id, &reading);
         if let Some(files) = &chosen {

@@ -13,7 +13,9 @@ use wal::WalRange;
 use super::backups::{BackupWish, WishedKind};
 use super::cluster::Cluster;
 use super::stored;
-use crate::backup::{self, BackupDeps, BackupProgress, BackupRequest, FilesAccess, ProgressSender, ReadKind, WalProgress};
+use crate::backup::{
+    self, BackupDeps, BackupProgress, BackupRequest, FilesAccess, ProgressSender, ReadKind, WalProgress,
+};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::{CheckpointMode, ConnectOptions, Host, HostName, MaxRate};

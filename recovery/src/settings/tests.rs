@@ -6,7 +6,9 @@ use super::{
     RecoverySettings, RestoreCommand, Setting, SettingsError, SignalFile, StandbySettings, has_password,
     recovery_settings, recovery_targets_in, rewrite_auto_conf, without_recovery,
 };
-use crate::{Backup, BackupKind, BackupStatus, FileSource, RecoveryPlan, RecoveryTarget, StopAt, TargetAction, required_wal};
+use crate::{
+    Backup, BackupKind, BackupStatus, FileSource, RecoveryPlan, RecoveryTarget, StopAt, TargetAction, required_wal,
+};
 
 fn plan(stop: StopAt, inclusive: bool, action: TargetAction) -> RecoveryPlan {
     let timeline = TimelineId::new(11).unwrap();

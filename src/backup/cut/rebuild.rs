@@ -146,6 +146,7 @@ impl Cutter {
         let segment = open.segment;
         let end = self.batch().await.bytes.len();
         let position = index * u64::from(CHUNK_SIZE);
-        self.push(Item::Chunk(CutChunk { bytes: start..end, position, segment, old, pages: Some(pages), from: None })).await
+        self.push(Item::Chunk(CutChunk { bytes: start..end, position, segment, old, pages: Some(pages), from: None }))
+            .await
     }
 }

@@ -109,7 +109,9 @@ async fn unread(
     if noted.about.instance != *instance {
         return Err("the server was started since the backup before".to_owned());
     }
-    if kind == ReadKind::Auto && let Some(reason) = noted.is_due(deps.clock.now()) {
+    if kind == ReadKind::Auto
+        && let Some(reason) = noted.is_due(deps.clock.now())
+    {
         return Err(reason);
     }
     let id = noted.about.backup.clone();

@@ -54,7 +54,8 @@ impl Control {
         let long = |at: usize| bytes.get(at..)?.first_chunk().map(|long| u64::from_le_bytes(*long));
         let short = || ControlError::Size(bytes.len());
         let version = word(8).ok_or_else(short)?;
-        let Some((_, crc_at)) = [VERSION_13, VERSION_17, VERSION_18].into_iter().find(|(known, _)| *known == version) else {
+        let Some((_, crc_at)) = [VERSION_13, VERSION_17, VERSION_18].into_iter().find(|(known, _)| *known == version)
+        else {
             return Err(ControlError::Version(version));
         };
         let covered = bytes.get(..crc_at).ok_or_else(short)?;

@@ -157,7 +157,14 @@ impl DataDirectory {
                 FileType::Directory => None,
                 _ => continue,
             };
-            let inner = || openat(&openat(&links, name, DIRECTORY, Mode::empty())?, &*version, DIRECTORY | OFlags::NOFOLLOW, Mode::empty());
+            let inner = || {
+                openat(
+                    &openat(&links, name, DIRECTORY, Mode::empty())?,
+                    &*version,
+                    DIRECTORY | OFlags::NOFOLLOW,
+                    Mode::empty(),
+                )
+            };
             match inner() {
                 Ok(version) => tablespaces.push(OpenTablespace { oid, link, version }),
                 // Dropped at this moment: gone with its link.

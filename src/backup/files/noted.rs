@@ -87,8 +87,7 @@ pub(super) fn settled(stat: &Stat, moment: DateTime<Utc>) -> bool {
 /// Whether a file system is one of this machine, with attributes that every process sees at once: ext, XFS, Btrfs, F2FS,
 /// ZFS, tmpfs, overlayfs (numbers of statfs(2)).
 pub(super) fn is_local(directory: impl AsFd) -> io::Result<bool> {
-    const LOCAL: [u32; 7] =
-        [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x2fc1_2fc1, 0x0102_1994, 0x794c_7630];
+    const LOCAL: [u32; 7] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x2fc1_2fc1, 0x0102_1994, 0x794c_7630];
     // Numbers of 32 bits, whatever width the field has.
     Ok(LOCAL.contains(&(fstatfs(directory)?.f_type as u32)))
 }
@@ -130,12 +129,7 @@ pub(super) struct About {
 
 impl Noted {
     /// What `manifest` noted. `before` is what it left files unread by; `None` when it read everything.
-    pub(super) fn new(
-        manifest: &Manifest,
-        instance: Instance,
-        before: Option<&Self>,
-        mut traces: Vec<Trace>,
-    ) -> Self {
+    pub(super) fn new(manifest: &Manifest, instance: Instance, before: Option<&Self>, mut traces: Vec<Trace>) -> Self {
         traces.sort_unstable();
         let (read_whole_at, since) = match before {
             Some(before) => (before.about.read_whole_at, before.about.since + 1),

@@ -97,7 +97,8 @@ async fn copy_all(
     cutter: &mut Cutter,
     progress: &ProgressSender,
 ) -> Result<(Vec<TablespacePath>, Vec<Trace>), CopyError> {
-    let (local, opened) = on_directory(source, move |directory| Ok((directory.local_devices(&opened)?, opened))).await?;
+    let (local, opened) =
+        on_directory(source, move |directory| Ok((directory.local_devices(&opened)?, opened))).await?;
     let (reading, mut read) = mpsc::channel(1);
     let terms = Arc::new(Terms {
         noted: plan.noted,
@@ -123,7 +124,8 @@ async fn copy_all(
         walk.cutter.directory(EntryHead { path: data_path(inner.as_bytes())?, mode, mtime }).await?;
         walk.directory(Arc::new(directory), inner.into_bytes()).await?;
     }
-    let root = source.directory.root.try_clone().map_err(|error| CopyError::File { path: ".".to_owned(), source: error })?;
+    let root =
+        source.directory.root.try_clone().map_err(|error| CopyError::File { path: ".".to_owned(), source: error })?;
     walk.directory(Arc::new(root), Vec::new()).await?;
     // The danger: files are read behind us, by whoever works on their chunks. What was read after pg_control, or after the
     // stop, could be newer than either knows. So every open file has a sender of this channel, the walk's own goes here, and
@@ -166,7 +168,10 @@ fn check_live(control: &Control, start: Lsn) -> Result<(), CopyError> {
     if control.redo >= start {
         return Ok(());
     }
-    let said = format!("the server has begun the backup at {start}, and the directory's pg_control still says {}", control.redo);
+    let said = format!(
+        "the server has begun the backup at {start}, and the directory's pg_control still says {}",
+        control.redo
+    );
     Err(CopyError::DataDirectory(said))
 }
 

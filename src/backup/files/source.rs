@@ -58,9 +58,6 @@ pub(in crate::backup) async fn open(
     connection: &ReplicationConnection,
     server: &ServerFacts,
 ) -> Result<Result<Arc<FilesSource>, String>, Error> {
-    if server.from_standby {
-        return Ok(Err("the server whose WAL is received is a standby, and reading the directory of one is not proven yet".to_owned()));
-    }
     let host = connection.host().clone();
     let options = ConnectOptions { conninfo: deps.server.conninfo.clone().for_host(host), ..deps.server.clone() };
     match find(access.data_directory.clone(), &options, server.from_standby).await {
@@ -71,7 +68,9 @@ pub(in crate::backup) async fn open(
                 .because(said)
                 .help("name the data directory of this server, or none: data_directory = \"\""))
         }
-        Err(unusable) => Ok(Err(format!("data_directory \"{}\" is not read: {unusable}", access.data_directory.display()))),
+        Err(unusable) => {
+            Ok(Err(format!("data_directory \"{}\" is not read: {unusable}", access.data_directory.display())))
+        }
     }
 }
 
@@ -105,11 +104,7 @@ enum Unusable {
     Thread(#[from] tokio::task::JoinError),
 }
 
-async fn find(
-    path: PathBuf,
-    options: &ConnectOptions,
-    from_standby: bool,
-) -> Result<FilesSource, Unusable> {
+async fn find(path: PathBuf, options: &ConnectOptions, from_standby: bool) -> Result<FilesSource, Unusable> {
     let session = sql::connect(options).await?;
     let major = session.server_version().major();
     let directory = spawn_blocking(move || {

@@ -11,8 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use futures_util::future::BoxFuture;
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use recovery::DataPath;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, statat};
 use rustix::io::Errno;
@@ -109,7 +109,8 @@ impl Walk<'_> {
                 let path = head.path.as_bytes().to_vec();
                 self.cutter.directory(head).await?;
                 let (parent, name) = (Arc::clone(directory), file_name(&path).to_vec());
-                let inner = spawn_blocking(move || openat(&*parent, OsStr::from_bytes(&name), DIRECTORY, Mode::empty()));
+                let inner =
+                    spawn_blocking(move || openat(&*parent, OsStr::from_bytes(&name), DIRECTORY, Mode::empty()));
                 match inner.await? {
                     Ok(inner) => self.directory(Arc::new(inner), path).await,
                     // A database that was dropped.
@@ -180,7 +181,9 @@ fn look_at_one(terms: &Terms, directory: &OwnedFd, path: &[u8], name: &OsStr) ->
     let mode = stat.st_mode & 0o777;
     match (FileType::from_raw_mode(stat.st_mode), decision) {
         (FileType::Directory, Decision::Wal) => Ok(Some(Found::Wal(head(mode)?))),
-        (FileType::Directory, Decision::Empty | Decision::Tablespaces) => Ok(Some(Found::Directory(head(mode)?, false))),
+        (FileType::Directory, Decision::Empty | Decision::Tablespaces) => {
+            Ok(Some(Found::Directory(head(mode)?, false)))
+        }
         (FileType::Directory, _) => {
             let walked = !terms.inside.contains(&(stat.st_dev, stat.st_ino));
             Ok(Some(Found::Directory(head(mode)?, walked)))
@@ -192,7 +195,8 @@ fn look_at_one(terms: &Terms, directory: &OwnedFd, path: &[u8], name: &OsStr) ->
         (kind, _) => {
             let shown = path.escape_ascii();
             if kind == FileType::Symlink && must_not_be_a_link(path) {
-                let said = format!("\"{shown}\" is a symbolic link: no server starts from a backup without what it leads to");
+                let said =
+                    format!("\"{shown}\" is a symbolic link: no server starts from a backup without what it leads to");
                 return Err(CopyError::DataDirectory(said));
             }
             tracing::warn!(path = %shown, ?kind, "left out of the backup, as BASE_BACKUP does: neither file nor directory");

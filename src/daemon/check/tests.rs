@@ -161,7 +161,10 @@ fn whatever_is_wrong_says_what_to_do() {
 
 #[test]
 fn a_data_directory_that_is_not_read_is_a_warning_with_its_reason() {
-    let check = |tried| of(&findings(&well(), &Probes { data_directory: tried, ..Probes::default() }, at(NOW)), "data_directory").clone();
+    let check = |tried| {
+        of(&findings(&well(), &Probes { data_directory: tried, ..Probes::default() }, at(NOW)), "data_directory")
+            .clone()
+    };
     assert_eq!(check(None).status, Skipped);
     assert_eq!(check(Some(Ok(()))).status, Fine);
     let warned = check(Some(Err("Permission denied".to_owned())));

@@ -100,7 +100,8 @@ impl SqlSession {
              FROM pg_catalog.{function}, pg_catalog.getdatabaseencoding() AS e"
         );
         let row = self.one(&query, &[]).await?;
-        let stop = parsed(&row, 0)?.ok_or_else(|| PgError::Protocol("pg_backup_stop returned no position".to_owned()))?;
+        let stop =
+            parsed(&row, 0)?.ok_or_else(|| PgError::Protocol("pg_backup_stop returned no position".to_owned()))?;
         let label = get::<Option<Vec<u8>>>(&row, 1)?.unwrap_or_default();
         let tablespace_map = get::<Option<Vec<u8>>>(&row, 2)?.unwrap_or_default();
         Ok(StoppedBackup { stop, label, tablespace_map })

@@ -142,3 +142,20 @@ fn a_directory_that_is_not_there_holds_nothing() {
     };
     assert_eq!(survey.look().unwrap(), (Existing::default(), vec![0]));
 }
+
+#[test]
+fn what_goes_away_by_itself_meanwhile_is_no_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let folders: Vec<PathBuf> = (0..2000).map(|n| dir.path().join(format!("data/pg_wal/prefetched {n}"))).collect();
+    let survey = survey(dir.path());
+    for folder in &folders {
+        write(folder.join("segment"), "gone");
+    }
+    std::thread::scope(|scope| {
+        // From the other end, so that the two meet.
+        scope.spawn(|| folders.iter().rev().for_each(|folder| drop(fs::remove_dir_all(folder))));
+        scope.spawn(|| folders.iter().for_each(|folder| drop(fs::remove_dir_all(folder))));
+        survey.remove().unwrap();
+    });
+    assert!(folders.iter().all(|folder| !folder.exists()));
+}

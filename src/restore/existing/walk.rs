@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat, unlinkat};
+use rustix::io::Errno;
 
 use super::{Existing, Known, Tree, TreeKind};
 use crate::restore::marker::{MARKER, NEXT_MARKER};
@@ -51,7 +52,7 @@ impl<'a> Walk<'a> {
     /// Walks one directory. One that is not there holds nothing.
     pub(super) fn tree(&mut self, tree: &Tree) -> io::Result<()> {
         let fd = match rustix::fs::open(&tree.path, DIRECTORY, Mode::empty()) {
-            Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(Errno::NOENT) => return Ok(()),
             fd => fd?,
         };
         let device = device(&rustix::fs::fstat(&fd)?);
@@ -68,7 +69,8 @@ impl<'a> Walk<'a> {
             {
                 continue;
             }
-            let meta = statat(at.fd, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW).map_err(|e| named(path, &name, e))?;
+            let looked = statat(at.fd, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW);
+            let Some(meta) = unless_gone(looked).map_err(|e| named(path, &name, e))? else { continue };
             let above = path.len();
             if !path.is_empty() {
                 path.push(b'/');
@@ -110,16 +112,17 @@ impl<'a> Walk<'a> {
         if !FileType::from_raw_mode(meta.st_mode).is_dir() {
             self.found.removed.add(u64::try_from(meta.st_size).unwrap_or_default());
             self.take(meta);
-            return if self.remove { Ok(unlinkat(at.fd, name, AtFlags::empty())?) } else { Ok(()) };
+            return self.unlink(at, name, AtFlags::empty());
         }
-        let below = openat(at.fd, name, DIRECTORY, Mode::empty())?;
+        let Some(below) = unless_gone(openat(at.fd, name, DIRECTORY, Mode::empty()))? else { return Ok(()) };
         let open = below_of(at, &below, meta, path)?;
         if open.is_mount {
             let path = path.escape_ascii();
             return Err(io::Error::other(format!("\"{path}\" is a mount point, and the backup has no such directory")));
         }
         for name in names(open.fd)? {
-            let meta = statat(open.fd, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+            let looked = statat(open.fd, name.as_c_str(), AtFlags::SYMLINK_NOFOLLOW);
+            let Some(meta) = unless_gone(looked)? else { continue };
             let above = path.len();
             path.push(b'/');
             path.extend_from_slice(name.to_bytes());
@@ -127,7 +130,14 @@ impl<'a> Walk<'a> {
             path.truncate(above);
         }
         self.found.removed_directories += 1;
-        if self.remove { Ok(unlinkat(at.fd, name, AtFlags::REMOVEDIR)?) } else { Ok(()) }
+        self.unlink(at, name, AtFlags::REMOVEDIR)
+    }
+
+    fn unlink(&self, at: Open<'_>, name: &CStr, flags: AtFlags) -> io::Result<()> {
+        if self.remove {
+            unless_gone(unlinkat(at.fd, name, flags))?;
+        }
+        Ok(())
     }
 
     /// Whether this is a link that the restore would make just so.
@@ -152,6 +162,14 @@ fn below_of<'d>(at: Open<'_>, fd: &'d OwnedFd, meta: &Stat, path: &[u8]) -> io::
     Ok(Open { fd: fd.as_fd(), device, depth: at.depth + 1, is_mount: device != at.device })
 }
 
+/// None for what went away since its name was read: the prefetcher of a server that has just stopped removes its own folder.
+fn unless_gone<T>(result: rustix::io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(Errno::NOENT) => Ok(None),
+        result => Ok(Some(result?)),
+    }
+}
+
 fn device(meta: &Stat) -> u64 {
     meta.st_dev
 }
@@ -168,8 +186,7 @@ fn names(directory: BorrowedFd<'_>) -> io::Result<Vec<std::ffi::CString>> {
     Ok(names)
 }
 
-fn named(path: &[u8], name: &CStr, error: rustix::io::Errno) -> io::Error {
-    let error = io::Error::from(error);
+fn named(path: &[u8], name: &CStr, error: io::Error) -> io::Error {
     let (path, name) = (path.escape_ascii(), name.to_bytes().escape_ascii());
     io::Error::new(error.kind(), format!("\"{path}/{name}\": {error}"))
 }

@@ -11,7 +11,6 @@ fn instance() -> Instance {
     Instance { system_identifier: SystemIdentifier::new(7), pid: 100, started_at: 1_700_000_000, boot: "b".to_owned() }
 }
 
-
 #[test]
 fn every_way_to_change_a_file_changes_its_trace() {
     let dir = tempfile::tempdir().unwrap();
