@@ -5,6 +5,7 @@
 //! every chunk is written at its place once its hash is right; the job that writes a part's last chunk checks that each
 //! of the part's files as a whole has the checksum that the file table says.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crc32c::{crc32c, crc32c_combine};
 use recovery::DataPath;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use crate::codec::digest::crc32c_of_zeros;
@@ -51,18 +52,45 @@ pub(super) struct Copied {
     pub(super) kept_bytes: u64,
 }
 
-/// Writes every directory and file of the backup, `jobs` reads at a time.
+/// The reads that are under way. Each holds `writing` for as long as it may write.
+struct Reads {
+    running: JoinSet<Result<()>>,
+    writing: mpsc::Sender<Infallible>,
+}
+
+/// Writes every directory and file of the backup, `jobs` reads at a time. After an error nothing is written any more.
 pub(super) async fn copy_files(
+    lineage: &LineageRepository,
+    manifest: &Manifest,
+    roots: Arc<Roots>,
+    jobs: usize,
+    throttle: Throttle<'_>,
+    progress: &RestoreProgressSender,
+) -> Result<Copied> {
+    let (writing, mut written) = mpsc::channel(1);
+    let mut reads = Reads { running: JoinSet::new(), writing };
+    let copied = copy_parts(lineage, manifest, roots, jobs, throttle, progress, &mut reads).await;
+    // What fetches can be ended, a thread that writes cannot: whoever is told of the error may remove the directory, or begin
+    // again in it, so it is waited for. The channel closes with the last of them.
+    reads.running.shutdown().await;
+    drop(reads.writing);
+    if let Some(never) = written.recv().await {
+        match never {}
+    }
+    copied
+}
+
+async fn copy_parts(
     lineage: &LineageRepository,
     manifest: &Manifest,
     roots: Arc<Roots>,
     jobs: usize,
     mut throttle: Throttle<'_>,
     progress: &RestoreProgressSender,
+    under_way: &mut Reads,
 ) -> Result<Copied> {
     let reader = chunk_reader(lineage, manifest);
     let limit = Arc::new(Semaphore::new(jobs.max(1)));
-    let mut running: JoinSet<Result<()>> = JoinSet::new();
     let mut copied = Copied::default();
     let mut has_control = false;
     for part in &manifest.parts {
@@ -77,18 +105,19 @@ pub(super) async fn copy_files(
         for read in reads {
             let permit = limit.clone().acquire_owned().await.map_err(stopped)?;
             throttle.take(read.stored_bytes()).await;
-            // One failure ends the restore: what runs is ended with the set.
-            while let Some(ended) = running.try_join_next() {
+            // One failure ends the restore.
+            while let Some(ended) = under_way.running.try_join_next() {
                 ended.map_err(stopped)??;
             }
             let (reader, part, roots, progress) = (reader.clone(), part.clone(), roots.clone(), progress.clone());
-            running.spawn(async move {
+            let writing = under_way.writing.clone();
+            under_way.running.spawn(async move {
                 let _permit = permit;
-                copy_read(reader, read, part, roots, &progress).await
+                copy_read(reader, read, part, roots, &progress, writing).await
             });
         }
     }
-    while let Some(ended) = running.join_next().await {
+    while let Some(ended) = under_way.running.join_next().await {
         ended.map_err(stopped)??;
     }
     if !has_control {
@@ -179,6 +208,7 @@ async fn copy_read(
     part: Arc<Part>,
     roots: Arc<Roots>,
     progress: &RestoreProgressSender,
+    writing: mpsc::Sender<Infallible>,
 ) -> Result<()> {
     let bytes = reader.fetch(&read, &part.entries).await.map_err(chunk_failed)?;
     let written = tokio::task::spawn_blocking(move || {
@@ -187,6 +217,7 @@ async fn copy_read(
         if part.open_reads.fetch_sub(1, Ordering::AcqRel) == 1 {
             finish(&part, &roots)?;
         }
+        drop(writing);
         Ok::<u64, Error>(written)
     });
     let written = written.await.map_err(stopped)??;

@@ -120,6 +120,10 @@ fn two_standbys_promoted_at_one_position_are_two_servers() {
     assert!(members.nodes[0].stop("fast", Duration::from_secs(60)));
     let replayed = |node: &PgNode| node.sql("SELECT pg_last_wal_replay_lsn()");
     wait("both have all", || replayed(&members.nodes[1]) == replayed(&members.nodes[2]));
+    // One of the two is ours before there is anything to choose: else neither would be followed.
+    let of_a_standby =
+        |status: &WalStatus| status.source.as_ref().is_some_and(|(_, port)| *port != members.nodes[0].port);
+    running.wait("a standby is streamed from", |status| status.streaming() && of_a_standby(status));
     members.nodes[1].promote();
     members.nodes[2].promote();
     assert_eq!(history_of(&members.nodes[1], 2), history_of(&members.nodes[2], 2), "they tell the same");

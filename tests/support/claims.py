@@ -174,7 +174,7 @@ def main():
     scratch = pathlib.Path(scratch)
     scratch.mkdir(exist_ok=True)
     window = json.loads(pathlib.Path(claimed).read_text())
-    lineage = reader.Repository(pathlib.Path(folder)).lineages(cluster)[-1]
+    lineage = reader.Repository(pathlib.Path(folder), None).lineages(cluster)[-1]
     branches, stretches = reality(lineage, waldump, scratch)
     wrong = []
     for claim in window["ranges"]:
