@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::task::{JoinHandle, spawn_blocking};
 use wal::{Lsn, SegmentName, TimelineId};
 
+use super::arrivals::Arrivals;
 use super::syncer::{Positions, Syncer, Tell};
 use crate::spool::{Held, HeldPrefix, SegmentFile, SentAgain, Space, Spool, SpoolError, SyncHandle, WriteError};
 
@@ -151,6 +152,11 @@ impl Intake {
     /// From here on the server is told by the syncing thread what is durable.
     pub(super) fn tell_through(&self, tell: Arc<dyn Tell>) {
         self.syncer.tell_through(tell);
+    }
+
+    /// From here on the syncing thread is woken by what arrives as well.
+    pub(super) fn wake_by(&self, arrivals: Arrivals) {
+        self.syncer.wake_by(arrivals);
     }
 
     /// The positions, for whoever tells them.

@@ -3,6 +3,7 @@
 //! One receiver per cluster, on a thread of its own with a current-thread runtime: [`Receiver::run`] connects, compares
 //! histories, decides where to go on, streams, and begins again after a pause when the stream ends, for ever.
 
+mod arrivals;
 mod backoff;
 mod cadence;
 mod contact;

@@ -1,8 +1,8 @@
 //! One stream of WAL from its first byte to its end.
 //!
-//! The loop never waits for compression or upload, nor for the disk unless it is known to be quick (see `trust`): bytes are
-//! written to the page cache as they come, everything else runs beside it. So a server that asks gets its answer at once, and a primary that shuts down gets its last
-//! flush position as soon as the disk has it.
+//! The loop never waits for compression, upload or the disk: bytes are written to the page cache as they come, everything
+//! else runs beside it. So a server that asks gets its answer at once, and a primary that shuts down gets its last flush
+//! position as soon as the disk has it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use wal::{Lsn, PgTime, TimelineId};
 
+use super::arrivals::Arrivals;
 use super::cadence::Cadence;
 use super::intake::Intake;
 use super::teller::Teller;
@@ -66,7 +67,13 @@ pub(super) struct Session<'a> {
 
 impl Session<'_> {
     /// Receives until the stream ends, for whatever reason, and leaves everything received durable.
-    pub(super) async fn run(&self, stream: WalStream, mut intake: Intake) -> Result<SessionEnd, Trouble> {
+    pub(super) async fn run(&self, mut stream: WalStream, mut intake: Intake) -> Result<SessionEnd, Trouble> {
+        if self.settings.synchronous {
+            // Without it commits are acknowledged all the same, a change of threads later.
+            if let Some(arrivals) = stream.take_socket().and_then(|socket| Arrivals::new(socket).ok()) {
+                intake.wake_by(arrivals);
+            }
+        }
         let (mut reader, writer) = stream.split();
         let teller = Teller {
             writer,

@@ -11,8 +11,12 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_blocking};
 use wal::Lsn;
 
+use super::arrivals::{Arrivals, Woken};
 use super::group_commit::{GroupCommit, SyncJob};
 use crate::spool::{CompleteSegment, SpoolError, SyncHandle};
+
+/// How often the thread looks whether what has arrived is written, before it sleeps: for some tens of microseconds.
+const LOOKS: u32 = 100;
 
 /// Tells the server where we are. Called on the syncing thread, and must not wait.
 pub(super) trait Tell: Send + Sync + Debug {
@@ -57,8 +61,12 @@ struct State {
     /// What to sync of the segment that is being written.
     open: Option<SyncHandle>,
     tell: Option<Arc<dyn Tell>>,
+    /// What wakes the thread besides.
+    arrivals: Option<Arc<Arrivals>>,
     /// The thread has nothing to do and sleeps.
     sleeps: bool,
+    /// It sleeps where the bell of `arrivals` wakes it.
+    rings: bool,
     /// The read loop waits for the end of a job.
     awaited: bool,
     closed: bool,
@@ -72,7 +80,9 @@ impl Syncer {
             position,
             open: None,
             tell: None,
+            arrivals: None,
             sleeps: false,
+            rings: false,
             awaited: false,
             closed: false,
         };
@@ -87,6 +97,12 @@ impl Syncer {
     /// From here on the server is told by the syncing thread.
     pub(super) fn tell_through(&self, tell: Arc<dyn Tell>) {
         self.shared.state().tell = Some(tell);
+    }
+
+    /// From here on the thread is woken by what arrives as well.
+    pub(super) fn wake_by(&self, arrivals: Arrivals) {
+        self.shared.state().arrivals = Some(Arc::new(arrivals));
+        self.shared.work.notify_one();
     }
 
     /// The positions, for whoever tells them.
@@ -217,6 +233,8 @@ impl Shared {
 
     /// Waits for something to do; `None` when it shall end.
     fn next_job(&self) -> Option<SyncJob<CompleteSegment, SyncHandle>> {
+        // What arrives may be nothing to sync, or be there for long: between two jobs it wakes the thread once.
+        let mut by_arrival = true;
         let mut state = self.state();
         loop {
             if state.closed {
@@ -226,17 +244,52 @@ impl Shared {
                 return Some(job);
             }
             state.sleeps = true;
-            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-            state.sleeps = false;
+            state = match state.arrivals.clone().filter(|_| by_arrival) {
+                Some(arrivals) => {
+                    state.rings = true;
+                    drop(state);
+                    let woken = arrivals.wait();
+                    // It holds the connection.
+                    drop(arrivals);
+                    by_arrival = woken == Woken::ByBell;
+                    if woken == Woken::ByArrival { self.soon() } else { self.state() }
+                }
+                None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+            (state.sleeps, state.rings) = (false, false);
         }
+    }
+
+    /// Something has arrived: the read loop is about to write it, so it is looked for a few times before one sleeps.
+    fn soon(&self) -> MutexGuard<'_, State> {
+        for _ in 0..LOOKS {
+            let mut state = self.state();
+            // Nobody needs to wake us.
+            (state.sleeps, state.rings) = (false, false);
+            if state.closed || state.commit.is_due() {
+                return state;
+            }
+            drop(state);
+            std::thread::yield_now();
+        }
+        self.state()
     }
 
     fn wake_if_due(&self, mut state: MutexGuard<'_, State>) {
         if state.sleeps && state.commit.is_due() {
             // Not again before it has looked.
             state.sleeps = false;
-            drop(state);
-            self.work.notify_one();
+            self.wake(state);
+        }
+    }
+
+    fn wake(&self, mut state: MutexGuard<'_, State>) {
+        let rings = std::mem::take(&mut state.rings);
+        let arrivals = state.arrivals.clone().filter(|_| rings);
+        drop(state);
+        match arrivals {
+            Some(arrivals) => arrivals.ring(),
+            None => self.work.notify_one(),
         }
     }
 
@@ -245,8 +298,12 @@ impl Shared {
         state.closed = true;
         // It holds our positions, and the connection: neither may outlive the intake.
         let tell = state.tell.take();
+        let arrivals = state.arrivals.take();
         drop(state);
         drop(tell);
+        if let Some(arrivals) = arrivals {
+            arrivals.ring();
+        }
         self.work.notify_one();
     }
 
