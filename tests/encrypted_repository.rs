@@ -14,19 +14,10 @@ use zeroize::Zeroizing;
 use crate::support::pg::{give_to_server_user, major};
 use crate::support::pgvault::Pgvault;
 use crate::support::scene::{Scene, Setting};
+use crate::support::tree::files_below;
 use crate::support::truth::Target;
 
 const MAGIC: &[u8] = b"PGVENC1\n";
-
-fn files_below(dir: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
-    }
-    files.sort();
-    files
-}
 
 fn contains(bytes: &[u8], what: &str) -> bool {
     bytes.windows(what.len()).any(|window| window == what.as_bytes())

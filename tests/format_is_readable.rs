@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use wal::{PgTime, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
 use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
+use crate::support::tree::files_below;
 use crate::support::{stored_wal, wal_truth};
 
 fn reader(repository: &Path, arguments: &[&str]) -> Output {
@@ -28,16 +29,6 @@ fn read(repository: &Path, arguments: &[&str]) -> String {
     let output = reader(repository, arguments);
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
-}
-
-fn files_below(dir: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
-    }
-    files.sort();
-    files
 }
 
 /// WAL of a server that was busy for a moment.

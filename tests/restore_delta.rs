@@ -18,6 +18,15 @@ use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
 use crate::support::restored::{Scene, lsn, wait_promoted};
 use crate::support::tree::{assert_same, tree};
 
+/// Starts a server on what was restored: it ends its recovery, and has these rows.
+fn opens_with(node: &mut PgNode, expected: &str) {
+    node.configure(&[]);
+    give_to_server_user(&node.data.join("postgresql.conf"));
+    node.start();
+    wait_promoted(node);
+    assert_eq!(contents(node), expected);
+}
+
 /// A node with one backup and changes behind it, stopped: what its rows were at the end, and its scene.
 fn changed_since(dir: &Path, major: u32, prepare: impl FnOnce(&PgNode)) -> (Scene, PgNode, String) {
     let scene = Scene::new(dir);
@@ -124,11 +133,7 @@ fn a_delta_is_a_plain_restore(major: u32) {
     assert_same(&tree(&node.data, &[]), &tree(&plain, &[]), "over itself");
 
     let mut node = node;
-    node.configure(&[]);
-    give_to_server_user(&node.data.join("postgresql.conf"));
-    node.start();
-    wait_promoted(&node);
-    assert_eq!(contents(&node), expected);
+    opens_with(&mut node, &expected);
     assert!(node.stop("fast", Duration::from_secs(30)));
 
     // Over what a server has written since, another branch, with WAL of its own.

@@ -7,6 +7,7 @@ mod recover;
 mod repo;
 mod standby;
 mod wal;
+mod writing;
 
 use std::path::PathBuf;
 
@@ -18,6 +19,7 @@ pub use recover::{Action, Recover, Target};
 pub use repo::{Repo, RepoCheck};
 pub use standby::{Standby, StandbyArgs};
 pub use wal::{Wal, WalFetch, WalPrefetch, WalVerify};
+pub use writing::Writing;
 
 /// A backup server for PostgreSQL: streamed WAL, base backups, recovery to a moment.
 #[derive(Debug, Parser)]

@@ -143,20 +143,12 @@ async fn by_ourselves(context: &Context, config: &Config, cluster: &ClusterConfi
                 max_rate: cluster.max_rate,
             };
             let sender = ProgressSender::new(BackupProgress::default());
-            let mut told = sender.subscribe();
-            let mut progress = Progress::new(&context.output, &context.clock, &cluster.name);
-            let run = backup_run::run(&place, wish, &sender, &stop);
-            tokio::pin!(run);
-            let backup = loop {
-                tokio::select! {
-                    backup = &mut run => break backup,
-                    Ok(()) = told.changed() => {
-                        let now = told.borrow_and_update().clone();
-                        progress.show(now.phase.as_str(), now.done_bytes, now.total_bytes);
-                    }
-                }
+            let show = |shown: &mut Progress, now: BackupProgress| {
+                shown.show(now.phase.as_str(), now.done_bytes, now.total_bytes);
             };
-            progress.end();
+            let progress = Progress::new(&context.output, &context.clock, &cluster.name);
+            let run = backup_run::run(&place, wish, &sender, &stop);
+            let backup = progress.during(sender.subscribe(), show, run).await;
             let BackupProgress { not_files, reason, .. } = sender.borrow().clone();
             tell_reason(context, kind, not_files.as_deref(), reason.as_deref());
             backup

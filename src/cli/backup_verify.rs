@@ -51,21 +51,11 @@ async fn with_progress(
     id: &BackupId,
     request: &BackupVerifyRequest,
 ) -> Result<BackupReport> {
-    let (sender, mut told) = watch::channel(BackupVerifyProgress::default());
-    let mut progress = Progress::new(&context.output, &context.clock, id.as_str());
-    let work = verify(lineage, id, request, &sender);
-    tokio::pin!(work);
-    let report = loop {
-        tokio::select! {
-            report = &mut work => break report,
-            Ok(()) = told.changed() => {
-                let now = *told.borrow_and_update();
-                progress.show("verify", now.done_bytes, Some(now.total_bytes));
-            }
-        }
-    };
-    progress.end();
-    report
+    let (sender, told) = watch::channel(BackupVerifyProgress::default());
+    let show =
+        |shown: &mut Progress, now: BackupVerifyProgress| shown.show("verify", now.done_bytes, Some(now.total_bytes));
+    let progress = Progress::new(&context.output, &context.clock, id.as_str());
+    progress.during(told, show, verify(lineage, id, request, &sender)).await
 }
 
 fn document(cluster: &str, lineage: &LineageRepository, all: bool, reports: &[BackupReport]) -> Result<Value> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::output::{Output, bytes, seconds};
 use crate::clock::Clock;
@@ -78,6 +79,26 @@ impl Progress {
         let eta =
             eta.map_or_else(String::new, |eta| format!(", {} left", seconds(i64::try_from(eta).unwrap_or(i64::MAX))));
         self.output.note(&format!("{}  {phase}  {}{of_total}{eta}", self.name, bytes(done)));
+    }
+
+    /// Shows what `work` tells, until it has ended.
+    pub(super) async fn during<P: Clone, T>(
+        mut self,
+        mut told: watch::Receiver<P>,
+        show: impl Fn(&mut Self, P),
+        work: impl Future<Output = T>,
+    ) -> T {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                ended = &mut work => return ended,
+                Ok(()) = told.changed() => {
+                    // A copy: whoever tells must not wait for a terminal.
+                    let now = told.borrow_and_update().clone();
+                    show(&mut self, now);
+                }
+            }
+        }
     }
 
     fn eta(&self, now: Instant, done: u64, total: Option<u64>) -> Option<u64> {

@@ -1,6 +1,6 @@
 //! `recover`: write a data directory that recovers to a moment.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use recovery::settings::{RestoreCommand, SignalFile, StandbySettings};
 use recovery::{BackupId, RecoveryRequest, RecoveryTarget, StopAt, TargetAction, TargetTimeline};
@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::primary::{Conninfo, Environment};
 use crate::repository::LineageRepository;
 use crate::restore::{
-    self, ConfigRequest, Effort, RestorePlan, RestoreProgress, RestoreProgressSender, RestoreRequest, Tally,
+    self, ConfigRequest, RestoreOutcome, RestorePlan, RestoreProgress, RestoreProgressSender, RestoreRequest, Tally,
 };
 
 pub(super) async fn run(context: &Context, args: &Recover) -> Ended {
@@ -48,22 +48,22 @@ pub(super) async fn run(context: &Context, args: &Recover) -> Ended {
     let request = RestoreRequest {
         directory: args.to.clone(),
         recovery,
-        tablespaces: args.tablespaces.iter().map(|(old, new)| (PathBuf::from(old), PathBuf::from(new))).collect(),
-        wal_dir: args.wal_dir.clone(),
-        owner: args.owner.clone(),
+        tablespaces: args.writing.tablespaces().collect(),
+        wal_dir: args.writing.wal_dir.clone(),
+        owner: args.writing.owner.clone(),
         config: if args.no_config { None } else { Some(settings(context, &config, &cluster, args)?) },
         delta: args.delta,
     };
     let plan = restore::plan(&lineage, &request).await?;
-    show_plan(context, &plan, args.dry_run)?;
-    if args.dry_run {
+    show_plan(context, &plan, args.writing.dry_run)?;
+    if args.writing.dry_run {
         return Ok(0);
     }
     apply(context, &lineage, &plan, args).await
 }
 
 async fn apply(context: &Context, lineage: &LineageRepository, plan: &RestorePlan, args: &Recover) -> Ended {
-    let effort = effort(args.jobs, args.max_rate);
+    let effort = args.writing.effort();
     let outcome = showing_progress(context, &plan.cluster, async |progress| {
         restore::apply(plan, lineage, effort, progress, context.clock.as_ref()).await
     })
@@ -83,13 +83,7 @@ async fn apply(context: &Context, lineage: &LineageRepository, plan: &RestorePla
     for warning in &outcome.warnings {
         output.note(&format!("note: {warning}"));
     }
-    output.text(&format!(
-        "restored {} to {} from backup {} in {:.1} s",
-        bytes(outcome.restored_bytes),
-        outcome.directory.display(),
-        outcome.backup,
-        outcome.seconds
-    ));
+    output.text(&restored_line(&outcome));
     if plan.existing.is_some() {
         output.text(&format!(
             "of it {} were there already; removed {}, {}",
@@ -106,9 +100,15 @@ async fn apply(context: &Context, lineage: &LineageRepository, plan: &RestorePla
     Ok(0)
 }
 
-/// How much is done at a time.
-pub(super) fn effort(jobs: Option<u16>, max_rate: Option<u64>) -> Effort {
-    Effort { jobs: jobs.map_or(Effort::default().jobs, usize::from), max_rate }
+/// What was restored, for people.
+pub(super) fn restored_line(outcome: &RestoreOutcome) -> String {
+    format!(
+        "restored {} to {} from backup {} in {:.1} s",
+        bytes(outcome.restored_bytes),
+        outcome.directory.display(),
+        outcome.backup,
+        outcome.seconds
+    )
 }
 
 /// Runs a restore and shows how far it is.
@@ -118,21 +118,11 @@ pub(super) async fn showing_progress<T>(
     run: impl AsyncFnOnce(&RestoreProgressSender) -> Result<T>,
 ) -> Result<T> {
     let sender = RestoreProgressSender::new(RestoreProgress::default());
-    let mut told = sender.subscribe();
-    let mut progress = Progress::new(&context.output, &context.clock, cluster);
-    let run = run(&sender);
-    tokio::pin!(run);
-    let outcome = loop {
-        tokio::select! {
-            outcome = &mut run => break outcome,
-            Ok(()) = told.changed() => {
-                let now = *told.borrow_and_update();
-                progress.show(now.phase.as_str(), now.done_bytes, Some(now.total_bytes));
-            }
-        }
+    let show = |shown: &mut Progress, now: RestoreProgress| {
+        shown.show(now.phase.as_str(), now.done_bytes, Some(now.total_bytes));
     };
-    progress.end();
-    outcome
+    let progress = Progress::new(&context.output, &context.clock, cluster);
+    progress.during(sender.subscribe(), show, run(&sender)).await
 }
 
 /// What happens when PostgreSQL is started on what was restored.
@@ -243,7 +233,7 @@ fn settings(context: &Context, config: &Config, cluster: &ClusterConfig, args: &
     Ok(ConfigRequest {
         restore_command: restore_command(context, config, cluster)?,
         standby,
-        options: args.recovery_options.clone(),
+        options: args.writing.recovery_options.clone(),
     })
 }
 

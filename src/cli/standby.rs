@@ -4,16 +4,13 @@
 mod refresh;
 mod words;
 
-use std::path::PathBuf;
-
 use recovery::{RecoveryRequest, RecoveryTarget};
 use serde_json::{Value, json, to_value};
 
 use super::Ended;
 use super::args::StandbyArgs;
 use super::context::Context;
-use super::output::bytes;
-use super::recover::{self, effort, restore_command, showing_progress};
+use super::recover::{self, restore_command, restored_line, showing_progress};
 use super::source;
 use crate::config::{ClusterConfig, Config};
 use crate::daemon::open;
@@ -32,10 +29,10 @@ pub(super) async fn create(context: &Context, args: &StandbyArgs) -> Ended {
     let lineage = source::lineage(context, &config, &cluster).await?;
     let plan = standby::plan(&lineage, request).await?;
     show_plan(context, &plan, args, &[])?;
-    if args.dry_run {
+    if args.writing.dry_run {
         return Ok(0);
     }
-    let effort = effort(args.jobs, args.max_rate);
+    let effort = args.writing.effort();
     let outcome = showing_progress(context, &plan.restore.cluster, async |progress| {
         standby::apply(&plan, &lineage, effort, progress, context.clock.as_ref()).await
     })
@@ -58,17 +55,16 @@ fn request(context: &Context, config: &Config, cluster: &ClusterConfig, args: &S
         false => Some(ConfigRequest {
             restore_command: restore_command(context, config, cluster)?,
             standby: None,
-            options: args.recovery_options.clone(),
+            options: args.writing.recovery_options.clone(),
         }),
     };
-    let tablespaces = args.tablespaces.iter().map(|(old, new)| (PathBuf::from(old), PathBuf::from(new)));
     Ok(StandbyRequest {
         restore: RestoreRequest {
             directory: args.to.clone(),
             recovery: RecoveryRequest::new(RecoveryTarget::Latest),
-            tablespaces: tablespaces.collect(),
-            wal_dir: args.wal_dir.clone(),
-            owner: args.owner.clone(),
+            tablespaces: args.writing.tablespaces().collect(),
+            wal_dir: args.writing.wal_dir.clone(),
+            owner: args.writing.owner.clone(),
             config: written,
             delta: false,
         },
@@ -110,9 +106,9 @@ fn show_plan(context: &Context, plan: &StandbyPlan, args: &StandbyArgs, more: &[
     let mut lines = recover::lines(&plan.restore, &document, context.global.verbose > 0);
     lines.extend(words::lines(plan.primary.as_ref(), &plan.slot));
     for line in lines {
-        if args.dry_run { output.text(&line) } else { output.note(&line) }
+        if args.writing.dry_run { output.text(&line) } else { output.note(&line) }
     }
-    if args.dry_run {
+    if args.writing.dry_run {
         output.text("nothing was changed (--dry-run)");
     }
     Ok(())
@@ -138,13 +134,7 @@ fn show_outcome(context: &Context, plan: &StandbyPlan, outcome: &StandbyOutcome,
     if let Some((name, Err(error))) = &outcome.slot {
         output.note(&format!("note: slot \"{name}\" was not made: {}", error.in_one_line()));
     }
-    output.text(&format!(
-        "restored {} to {} from backup {} in {:.1} s",
-        bytes(restored.restored_bytes),
-        restored.directory.display(),
-        restored.backup,
-        restored.seconds
-    ));
+    output.text(&restored_line(restored));
     if args.no_config {
         output.text("no settings were written: the HA manager starts it");
     } else {

@@ -52,21 +52,10 @@ async fn with_progress(
     lineage: &crate::repository::LineageRepository,
     request: &VerifyRequest,
 ) -> Result<VerifyReport> {
-    let (sender, mut told) = watch::channel(VerifyProgress::default());
-    let mut progress = Progress::new(&context.output, &context.clock, name);
-    let work = verify(lineage, request, &sender);
-    tokio::pin!(work);
-    let report = loop {
-        tokio::select! {
-            report = &mut work => break report,
-            Ok(()) = told.changed() => {
-                let now = *told.borrow_and_update();
-                progress.show("verify", now.done_bytes, Some(now.total_bytes));
-            }
-        }
-    };
-    progress.end();
-    report
+    let (sender, told) = watch::channel(VerifyProgress::default());
+    let show = |shown: &mut Progress, now: VerifyProgress| shown.show("verify", now.done_bytes, Some(now.total_bytes));
+    let progress = Progress::new(&context.output, &context.clock, name);
+    progress.during(told, show, verify(lineage, request, &sender)).await
 }
 
 /// How far the daemon that runs here has stored WAL: lineage, timeline, position.

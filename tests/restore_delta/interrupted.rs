@@ -9,10 +9,9 @@ use pgvault::error::ErrorCode;
 use pgvault::fault::RESTORE_FAULT_POINTS;
 use recovery::RecoveryTarget;
 
-use super::changed_since;
-use crate::support::generations::contents;
-use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
-use crate::support::restored::{Scene, wait_promoted};
+use super::{changed_since, opens_with};
+use crate::support::pg::{PgNode, major, test_dir};
+use crate::support::restored::Scene;
 use crate::support::small_disk::SmallDisk;
 use crate::support::tree::{Tree, assert_same, tree};
 
@@ -73,11 +72,7 @@ fn a_delta_that_is_killed_at_any_point_is_never_started_and_finished_by_the_same
         scene.installed.ok(["recover", "main", "--latest", "--delta", "--to", target.data.to_str().unwrap()]);
         assert_same(&tree(&target.data, &[]), &plain, point);
     }
-    target.configure(&[]);
-    give_to_server_user(&target.data.join("postgresql.conf"));
-    target.start();
-    wait_promoted(&target);
-    assert_eq!(contents(&target), expected);
+    opens_with(&mut target, &expected);
     assert!(target.stop("fast", Duration::from_secs(30)));
 }
 
@@ -107,11 +102,7 @@ fn a_plain_restore_that_is_killed_at_any_point_is_finished_by_the_same_command()
     // Once a server was started on it, a marker that was left says nothing any more.
     fs::remove_dir_all(&target.data).unwrap();
     assert!(killed_at(&scene, "restore.published", &target.data, &[]).status.code().is_none());
-    target.configure(&[]);
-    give_to_server_user(&target.data.join("postgresql.conf"));
-    target.start();
-    wait_promoted(&target);
-    assert_eq!(contents(&target), expected);
+    opens_with(&mut target, &expected);
     assert!(target.stop("fast", Duration::from_secs(30)));
     let output = scene.installed.run(again);
     assert_eq!(output.status.code(), Some(7), "{output:?}");

@@ -8,10 +8,8 @@ use std::time::Duration;
 use pgvault::error::ErrorCode;
 use recovery::RecoveryTarget;
 
-use super::{changed_since, delta};
-use crate::support::generations::contents;
+use super::{changed_since, delta, opens_with};
 use crate::support::pg::{give_to_server_user, major, test_dir};
-use crate::support::restored::wait_promoted;
 use crate::support::tree::{assert_same, tree};
 
 /// Moves a directory elsewhere and leaves a link.
@@ -95,11 +93,7 @@ fn wal_and_tablespaces_stay_where_the_old_directory_has_them() {
     assert_eq!(fs::read_to_string(outside.join("precious")).unwrap(), "precious");
 
     let mut node = node;
-    node.configure(&[]);
-    give_to_server_user(&node.data.join("postgresql.conf"));
-    node.start();
-    wait_promoted(&node);
-    assert_eq!(contents(&node), expected);
+    opens_with(&mut node, &expected);
     // Nothing is restored over the places of a running server, whose links lead there.
     let mut stolen = scene.request(&at("thief"), RecoveryTarget::Latest);
     stolen.delta = true;

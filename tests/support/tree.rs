@@ -16,6 +16,17 @@ pub fn tree(dir: &Path, places: &[(&str, &Path)]) -> Tree {
     found
 }
 
+/// The paths of all files below a directory, in order.
+pub fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+    }
+    files.sort();
+    files
+}
+
 fn walk(root: &Path, dir: &Path, places: &[(&str, &Path)], found: &mut Tree) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();

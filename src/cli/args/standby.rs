@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{OfCluster, key_value};
+use super::{OfCluster, Writing};
 
 /// `standby …`
 #[derive(Debug, Subcommand)]
@@ -33,25 +33,7 @@ pub struct StandbyArgs {
     /// Write data only, no settings and no signal file, and make no slot: an HA manager does
     #[arg(long, conflicts_with = "recovery_options")]
     pub no_config: bool,
-    /// Put a tablespace elsewhere; paths
-    #[arg(long = "tablespace", value_name = "OLD=NEW", value_parser = key_value)]
-    pub tablespaces: Vec<(String, String)>,
-    /// Put pg_wal there
-    #[arg(long, value_name = "DIR")]
-    pub wal_dir: Option<PathBuf>,
-    /// Parallel requests and writers
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub jobs: Option<u16>,
-    /// Read at most so many bytes per second from the repository, as in 50MB/s
-    #[arg(long, value_name = "RATE", value_parser = crate::config::values::rate)]
-    pub max_rate: Option<u64>,
-    /// Give the files to this user
-    #[arg(long, value_name = "USER")]
-    pub owner: Option<String>,
-    /// More recovery settings
-    #[arg(long = "recovery-option", value_name = "K=V", value_parser = key_value)]
-    pub recovery_options: Vec<(String, String)>,
-    /// Print the plan and change nothing
-    #[arg(long)]
-    pub dry_run: bool,
+    /// Where and how it is written
+    #[command(flatten)]
+    pub writing: Writing,
 }

@@ -9,7 +9,7 @@ use super::{request, show_outcome, show_plan};
 use crate::cli::Ended;
 use crate::cli::args::StandbyArgs;
 use crate::cli::context::Context;
-use crate::cli::recover::{effort, showing_progress};
+use crate::cli::recover::showing_progress;
 use crate::cli::source;
 use crate::daemon::status::counted;
 use crate::error::Result;
@@ -22,11 +22,11 @@ pub(super) async fn run(context: &Context, args: &StandbyArgs) -> Ended {
     let lineage = source::lineage(context, &config, &cluster).await?;
     let plan = standby::plan_refresh(&lineage, request).await?;
     show(context, &plan, args)?;
-    if args.dry_run {
+    if args.writing.dry_run {
         return Ok(0);
     }
     ask(context, &plan, &args.to)?;
-    let effort = effort(args.jobs, args.max_rate);
+    let effort = args.writing.effort();
     let outcome = showing_progress(context, &cluster.name, async |progress| {
         standby::apply_refresh(&plan, &lineage, effort, progress, context.clock.as_ref()).await
     })
@@ -54,7 +54,7 @@ fn ask(context: &Context, plan: &RefreshPlan, directory: &Path) -> Result<()> {
 
 fn show(context: &Context, plan: &RefreshPlan, args: &StandbyArgs) -> Result<()> {
     let output = &context.output;
-    let say = |line: &str| if args.dry_run { output.text(line) } else { output.note(line) };
+    let say = |line: &str| if args.writing.dry_run { output.text(line) } else { output.note(line) };
     let only_here: Vec<String> = plan.only_here.iter().map(ToString::to_string).collect();
     match &plan.renewal {
         Renewal::Delta { plan, reason } => {
@@ -81,7 +81,7 @@ fn show(context: &Context, plan: &RefreshPlan, args: &StandbyArgs) -> Result<()>
                 say(&format!("Removes     {count} of pg_wal, which its branch has left behind"));
             }
             words::lines(plan.primary.as_ref(), &plan.slot).iter().for_each(|line| say(line));
-            if args.dry_run {
+            if args.writing.dry_run {
                 output.text("nothing was changed (--dry-run)");
             }
             Ok(())
