@@ -18,6 +18,13 @@ fn status(scene: &Scene) -> Value {
     scene.installed.json(&["status", "main"]).1["clusters"][0].clone()
 }
 
+fn configure(scene: &Scene, settings: &[&str]) {
+    for setting in settings {
+        scene.node.sql(&format!("ALTER SYSTEM SET {setting}"));
+    }
+    scene.node.sql("SELECT pg_reload_conf()");
+}
+
 /// Value of a metric of the only cluster.
 fn metric(scene: &Scene, name: &str) -> f64 {
     let (_, text) = scene.installed.http("/metrics");
@@ -43,10 +50,7 @@ fn is_refused(scene: &mut Scene, args: &[&str], nearest: [&str; 2]) {
 #[test]
 fn a_lost_slot_is_an_alarm_and_a_backup_and_two_windows() {
     let mut scene = Scene::new(Setting::of(17));
-    for setting in ["min_wal_size = '2MB'", "max_wal_size = '2MB'", "max_slot_wal_keep_size = '1MB'"] {
-        scene.node.sql(&format!("ALTER SYSTEM SET {setting}"));
-    }
-    scene.node.sql("SELECT pg_reload_conf()");
+    configure(&scene, &["min_wal_size = '2MB'", "max_wal_size = '2MB'"]);
     let first = scene.backup();
     let before = scene.note("before_the_gap");
     scene.more(20);
@@ -54,7 +58,10 @@ fn a_lost_slot_is_an_alarm_and_a_backup_and_two_windows() {
 
     scene.daemon.take().unwrap().stop();
     let held = lsn(&scene.window()["ranges"][0]["to"]["lsn"]);
+    // Only while pgvault is away: on a busy machine a segment behind would be enough to lose the slot once more.
+    configure(&scene, &["max_slot_wal_keep_size = '1MB'"]);
     make_forget(&scene.node, held);
+    configure(&scene, &["max_slot_wal_keep_size = '1GB'"]);
     let lost = now_and_here(&scene.node);
     scene.more(20);
 
@@ -63,16 +70,17 @@ fn a_lost_slot_is_an_alarm_and_a_backup_and_two_windows() {
     // Before the backup that pgvault takes by itself is there, all alarms are on.
     scene.installed.wait("the alarm", LIMIT, || metric(&scene, "pgvault_wal_gaps") == 1.0);
     println!("alarm {:.1} s after the start", returned.elapsed().as_secs_f64());
-    let seen = status(&scene);
-    let told = seen["reasons"].to_string();
-    if seen["state"] == "critical" {
-        assert!(told.contains("is lost") && told.contains("max_slot_wal_keep_size"), "{seen}");
-        assert_eq!(seen["window"]["gaps"], 1, "{seen}");
-    }
-    scene.installed.wait("a backup by itself", LIMIT, || {
+    let is_backed_up = || {
         let (_, list) = scene.installed.json(&["backup", "list"]);
         list.as_array().is_some_and(|list| list.len() == 2 && list[1]["status"] == "ok")
+    };
+    scene.installed.wait("the reason, or already its remedy", LIMIT, || {
+        let seen = status(&scene);
+        let told = seen["reasons"].to_string();
+        let reason = told.contains("is lost") && told.contains("max_slot_wal_keep_size");
+        (seen["state"] == "critical" && reason && seen["window"]["gaps"] == 1) || is_backed_up()
     });
+    scene.installed.wait("a backup by itself", LIMIT, is_backed_up);
     println!("backup {:.1} s after the start", returned.elapsed().as_secs_f64());
     let (_, list) = scene.installed.json(&["backup", "list"]);
     let second = list[1].clone();
