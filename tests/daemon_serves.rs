@@ -191,6 +191,28 @@ fn metrics_are_there_before_anything_works() {
 }
 
 #[test]
+fn the_first_backup_by_the_schedule_waits_for_no_spread_checkpoint() {
+    let setup = setup("");
+    let once_a_year =
+        fs::read_to_string(&setup.pgvault.config).unwrap().replace("schedule = \"\"", "schedule = \"0 3 1 1 *\"");
+    fs::write(&setup.pgvault.config, once_a_year).unwrap();
+    setup.node.sql("CREATE TABLE t AS SELECT generate_series(1, 100000) i");
+    let daemon = serve(&setup);
+    setup.pgvault.wait("a backup", Duration::from_secs(120), || {
+        setup
+            .pgvault
+            .json(&["backup", "list"])
+            .1
+            .as_array()
+            .is_some_and(|list| list.iter().any(|b| b["status"] == "ok"))
+    });
+    daemon.stop();
+    let log = setup.node.log();
+    assert!(log.contains("checkpoint starting: immediate force wait"), "{log}");
+    assert!(!log.contains("checkpoint starting: force wait"), "{log}");
+}
+
+#[test]
 fn a_reload_takes_what_is_right_and_keeps_the_old_when_it_is_wrong() {
     let setup = setup("");
     let daemon = serve(&setup);

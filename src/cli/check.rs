@@ -110,6 +110,8 @@ fn count(document: &Value, status: &str) -> usize {
 
 fn screen(output: &Output, document: &Value) {
     let mut last = "";
+    let names = checks(document).filter_map(|(_, check)| check["name"].as_str());
+    let width = names.map(str::len).max().unwrap_or_default();
     for (cluster, check) in checks(document) {
         if cluster != last {
             output.text(cluster);
@@ -123,7 +125,7 @@ fn screen(output: &Output, document: &Value) {
         };
         let name = check["name"].as_str().unwrap_or_default();
         let message = check["message"].as_str().unwrap_or_default();
-        output.text(&format!("  {} {name:<24}{message}", output.paint(color, &format!("{word:<7}"))));
+        output.text(&format!("  {} {name:<width$}  {message}", output.paint(color, &format!("{word:<7}"))));
         if let Some(fix) = check["fix"].as_str().filter(|_| matches!(word, "WARN" | "FAILED")) {
             output.text(&format!("          fix:  {fix}"));
         }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::backup_run;
 use super::cluster::Cluster;
 use super::gaps::{self, OpenGap};
-use super::schedule::{self, Past};
+use super::schedule::{self, Past, Why};
 use super::view::{BackupActivity, RunningBackup};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -31,6 +31,11 @@ pub struct BackupWish {
 }
 
 impl BackupWish {
+    /// The first backup, with a fast checkpoint: until it is committed, nothing can be recovered.
+    fn first() -> Self {
+        Self { fast_checkpoint: true, ..Self::default() }
+    }
+
     /// The backup that follows a gap. With a fast checkpoint: until it is committed, nothing beyond the gap can be recovered.
     fn after(gap: &OpenGap) -> Self {
         let what = format!("timeline {} {}..{}: {}", gap.timeline, gap.from, gap.to, gap.reason);
@@ -251,14 +256,18 @@ fn next(cluster: &Cluster) -> Option<Due> {
         ..runs
     };
     let (due, why) = schedule::next(cluster.config.schedule.as_ref(), &past, cluster.clock().now())?;
-    let wish = open_gap.filter(|_| why == schedule::Why::Gap).map(|gap| BackupWish::after(&gap)).unwrap_or_default();
+    let wish = match (why, open_gap) {
+        (Why::First, _) => BackupWish::first(),
+        (Why::Gap, Some(gap)) => BackupWish::after(&gap),
+        (Why::Gap | Why::Scheduled, _) => BackupWish::default(),
+    };
     Some(Due { at: due, why, wish })
 }
 
 /// A backup that starts by itself.
 struct Due {
     at: DateTime<Utc>,
-    why: schedule::Why,
+    why: Why,
     wish: BackupWish,
 }
 
