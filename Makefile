@@ -33,7 +33,7 @@ chaos: setup ## failover storms, minutes of outage, every call that can fail, la
 
 # What asks for backups and restores, over every version; `make test` uses one or two of them in each test.
 MAJORS ?= 14 15 16 17 18
-MATRIX ?= backup_engine:: incremental_backups:: restore_files:: recover_branches:: branches_are_kept:: main_job:: refusals:: kill_nine:: wal_fetch_contract:: format_is_readable:: standbys:: restore_delta:: files_source:: encrypted_repository:: backups_are_proven::
+MATRIX ?= backup_engine:: incremental_backups:: restore_files:: recover_branches:: branches_are_kept:: main_job:: refusals:: kill_nine:: wal_fetch_contract:: format_is_readable:: standbys:: restore_delta:: files_source:: encrypted_repository:: backups_are_proven:: backups_are_deleted::
 # These name the version that they are about.
 PINNED = --skip of_postgresql_1 --skip read_from_1 --skip done_on_18 --skip a_standby_of_1 --skip directory_of_1
 

@@ -48,6 +48,19 @@ pub const RESTORE_FAULT_POINTS: &[&str] = &[
     "restore.done",
 ];
 
+/// The same for the commit of a backup, in the order in which they are passed.
+pub const BACKUP_FAULT_POINTS: &[&str] = &[
+    "backup.begun",
+    "backup.pack_put",
+    "backup.copied",
+    "backup.server_manifest_put",
+    "backup.proven",
+    "backup.committed",
+];
+
+/// The same for the deletion of a backup, in the order in which they are passed.
+pub const DELETE_FAULT_POINTS: &[&str] = &["delete.begin", "delete.unclaimed", "delete.uncommitted", "delete.done"];
+
 /// Marks a step after which a crash must be survivable. Compiled in only with debug assertions or the feature
 /// `fault-points`; the process aborts when `PGVAULT_FAULT_POINT` is `<name>` or `<name>:<n>` for the n-th passage.
 #[macro_export]
@@ -76,7 +89,9 @@ pub fn pass(name: &str) {
         Some((name, count))
     });
     debug_assert!(
-        [FAULT_POINTS, FETCH_FAULT_POINTS, RESTORE_FAULT_POINTS].iter().any(|points| points.contains(&name)),
+        [FAULT_POINTS, FETCH_FAULT_POINTS, RESTORE_FAULT_POINTS, BACKUP_FAULT_POINTS, DELETE_FAULT_POINTS]
+            .iter()
+            .any(|points| points.contains(&name)),
         "fault point {name} is not listed"
     );
     if let Some((armed, count)) = armed

@@ -22,6 +22,7 @@ pub mod wal_pipeline;
 
 // Operations: each has one narrative function; those that destroy or overwrite are plan() and apply().
 pub mod backup;
+pub mod backup_delete;
 pub mod backup_verify;
 pub mod repo_check;
 pub mod restore;

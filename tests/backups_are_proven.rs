@@ -1,80 +1,19 @@
-//! Does `backup verify` read every byte of a backup, name what is damaged, and leave the right mark?
+//! Does `backup verify` read every byte of a backup, name what is damaged, and leave the right mark? Does damage of one backup
+//! leave the others alone?
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use pgvault::backup::ReadKind;
-use pgvault::repository::manifest::Manifest;
-use recovery::Backup;
 use serde_json::Value;
 
-use crate::support::generations::{begin, step};
-use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
-use crate::support::restored::{Scene, lsn};
-
-/// Two backups, the second with page patches over the first's chunks, and all their WAL.
-struct Proven {
-    scene: Scene,
-    first: Backup,
-    second: Backup,
-    _dir: tempfile::TempDir,
-}
-
-impl Proven {
-    fn new() -> Self {
-        let dir = test_dir();
-        let scene = Scene::new(dir.path());
-        let settings = [("autovacuum", "off")];
-        let mut node =
-            PgNode::init(dir.path(), "primary", major(15), &["--data-checksums", "--wal-segsize=1"], &settings);
-        node.start();
-        begin(&node);
-        let pipeline = scene.vault.start(&node.conninfo());
-        pipeline.wait_streaming();
-        let first = scene.backup(&node);
-        step(&node, 1);
-        let second = scene.backup_as(&node, ReadKind::Auto).unwrap().0;
-        pipeline.wait_shipped(lsn(&node, "SELECT pg_current_wal_flush_lsn()"));
-        pipeline.stop();
-        assert!(node.stop("fast", Duration::from_secs(30)));
-        give_to_server_user(&scene.installed.repository);
-        Self { scene, first, second, _dir: dir }
-    }
-
-    fn verify(&self, args: &[&str]) -> (i32, Value) {
-        let args: Vec<&str> = ["backup", "verify"].iter().chain(args).copied().collect();
-        self.scene.installed.json(&args)
-    }
-
-    fn manifest(&self, backup: &Backup) -> Manifest {
-        self.scene.vault.runtime.block_on(self.scene.vault.lineage().manifest(&backup.id)).unwrap()
-    }
-
-    fn listed(&self, backup: &Backup) -> Value {
-        let (code, list) = self.scene.installed.json(&["backup", "list", "main"]);
-        assert_eq!(code, 0, "{list}");
-        list.as_array().unwrap().iter().find(|listed| listed["id"] == backup.id.as_str()).unwrap().clone()
-    }
-
-    fn path(&self, key: &str) -> PathBuf {
-        self.scene.installed.repository.join(key)
-    }
-}
-
-fn flip(path: &Path, at: usize) {
-    let mut bytes = fs::read(path).unwrap();
-    let at = at % bytes.len();
-    bytes[at] ^= 0x10;
-    fs::remove_file(path).unwrap();
-    fs::write(path, bytes).unwrap();
-    give_to_server_user(path);
-}
+use crate::support::generations::contents;
+use crate::support::pg::{give_to_server_user, major};
+use crate::support::restored::{lsn, wait_promoted};
+use crate::support::two_backups::{TwoBackups, flip};
 
 #[test]
 fn a_whole_backup_is_proven_and_damage_is_named_and_marked() {
-    let proven = Proven::new();
+    let proven = TwoBackups::new();
     let second = proven.manifest(&proven.second);
     assert!(second.patched_chunks > 0, "nothing to prove of page patches");
 
@@ -124,8 +63,80 @@ fn a_whole_backup_is_proven_and_damage_is_named_and_marked() {
 }
 
 #[test]
+fn a_damaged_manifest_keeps_nobody_from_the_other_backups() {
+    let mut proven = TwoBackups::new();
+    let (first, second) = (proven.first.id.to_string(), proven.second.id.to_string());
+    let key = proven.manifest_key(&proven.second);
+    flip(&proven.path(&key), 200);
+
+    // Named wherever backups are shown, and never one that counts.
+    let listed = proven.listed(&proven.second);
+    assert_eq!([&listed["status"], &listed["kind"]], [&Value::from("failed"), &Value::Null], "{listed}");
+    assert!(listed["damaged"] == true && listed["problem"].as_str().unwrap().contains(&key), "{listed}");
+    assert_eq!(proven.listed(&proven.first)["status"], "ok");
+    let (_, status) = proven.scene.installed.json(&["status", "main"]);
+    assert_eq!(status["clusters"][0]["backups"]["damaged"], 1, "{status}");
+    let (_, check) = proven.scene.installed.json(&["check", "main"]);
+    let checks = check["clusters"][0]["checks"].as_array().unwrap();
+    let backups = checks.iter().find(|check| check["name"] == "backups").unwrap();
+    assert_eq!(backups["status"], "warn", "{backups}");
+    assert!(backups["message"].as_str().unwrap().contains(&second), "{backups}");
+    let (code, report) = proven.scene.installed.json(&["repo", "check"]);
+    let named = report["problems"].as_array().unwrap().iter().any(|problem| problem["object"] == key.as_str());
+    assert!(code == 9 && named && report["orphan_packs"] == 0, "{report}");
+    let (code, stats) = proven.scene.installed.json(&["repo", "stats"]);
+    assert!(code == 9 && stats["message"].as_str().unwrap().contains(&key), "what nobody needs is not known: {stats}");
+
+    // Windows and recoveries go on from the other, and say what was passed over.
+    let (code, window) = proven.scene.installed.json(&["window", "main"]);
+    assert_eq!((code, &window["ranges"][0]["first_backup"]), (0, &Value::from(first.as_str())), "{window}");
+    assert_eq!(window["unreadable_backups"][0]["id"], second.as_str(), "{window}");
+    let (code, plan) = proven.recover(&["--latest"]);
+    assert_eq!((code, &plan["backup"]), (0, &Value::from(first.as_str())), "{plan}");
+    assert!(plan["notes"].as_array().unwrap().iter().any(|note| note.as_str().unwrap().contains(&second)), "{plan}");
+    let (code, plan) = proven.recover(&["--latest", "--backup", "latest"]);
+    assert_eq!((code, &plan["backup"]), (0, &Value::from(first.as_str())), "{plan}");
+    let (code, error) = proven.recover(&["--latest", "--backup", &second]);
+    assert_eq!(code, 9, "{error}");
+    assert!(error["message"].as_str().unwrap().contains(&key), "{error}");
+    let restored = proven.scene.recover("recovered", major(15), |_| ());
+    wait_promoted(&restored);
+    proven.node.start();
+    assert_eq!(contents(&restored), contents(&proven.node));
+    drop(restored);
+
+    // WAL is received and backups are taken.
+    let pipeline = proven.scene.vault.start(&proven.node.conninfo());
+    pipeline.wait_streaming();
+    let third = proven.scene.backup(&proven.node);
+    pipeline.wait_shipped(lsn(&proven.node, "SELECT pg_current_wal_flush_lsn()"));
+    pipeline.stop();
+    give_to_server_user(&proven.scene.installed.repository);
+    let (code, plan) = proven.recover(&["--latest"]);
+    assert_eq!((code, &plan["backup"]), (0, &Value::from(third.id.as_str())), "{plan}");
+    assert_eq!(plan["notes"].as_array().unwrap().len(), 0, "nothing newer is passed over: {plan}");
+
+    // What only a damaged one may reach is refused, with its name.
+    flip(&proven.path(&key), 200);
+    let key = proven.manifest_key(&proven.first);
+    flip(&proven.path(&key), 200);
+    let between = proven.second.start_lsn.to_string();
+    let (code, error) = proven.recover(&["--target-lsn", &between]);
+    assert_eq!(code, 8, "{error}");
+    let causes = error["causes"].to_string();
+    assert!(causes.contains(&first) && causes.contains(&key), "{error}");
+    let (code, plan) = proven.recover(&["--latest"]);
+    assert_eq!((code, &plan["backup"]), (0, &Value::from(third.id.as_str())), "{plan}");
+    // Pinned and unpinned all the same.
+    for (what, keep) in [("keep", true), ("release", false)] {
+        proven.scene.installed.ok(["backup", what, &first]);
+        assert_eq!(proven.listed(&proven.first)["keep"], keep);
+    }
+}
+
+#[test]
 fn a_store_out_of_reach_is_no_damage_and_leaves_no_mark() {
-    let proven = Proven::new();
+    let proven = TwoBackups::new();
     let before = proven.scene.vault.keys();
     let pack = proven.manifest(&proven.first).packs[0];
     let pack = proven.path(&format!("main/packs/{}", hex::encode(pack.sha256)));

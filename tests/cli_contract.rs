@@ -23,7 +23,6 @@ fn what_this_version_lacks_is_refused_with_exit_code_2() {
     let dir = test_dir();
     let pgvault = Pgvault::new(dir.path());
     let lacking: &[&[&str]] = &[
-        &["backup", "delete", "x"],
         &["peek", "main", "--at", "now"],
         &["drill", "main"],
         &["retention", "plan"],

@@ -30,6 +30,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("standby", &["config", "daemon", "cli", "backup"]),
     ("wal_fetch", &["config", "daemon", "cli", "backup", "primary"]),
     ("backup_verify", &["config", "daemon", "cli", "backup", "restore", "primary"]),
+    ("backup_delete", &["config", "daemon", "cli", "restore", "primary"]),
     ("repo_check", &["config", "daemon", "cli", "backup", "restore", "primary"]),
     ("wal_verify", &["config", "daemon", "cli", "backup", "primary"]),
     ("config", &["daemon", "cli", "receiver", "archiver", "backup", "restore"]),

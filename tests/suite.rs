@@ -8,6 +8,7 @@ mod support;
 
 mod acknowledgement;
 mod backup_engine;
+mod backups_are_deleted;
 mod backups_are_proven;
 mod branches_are_kept;
 mod cli_contract;

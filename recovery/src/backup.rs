@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
+use chrono::NaiveDateTime;
 use wal::{Lsn, PgTime, SystemIdentifier, TimelineId};
+
+use crate::RecoveryTarget;
 
 /// Name of a backup: its UTC start and four random digits, `20261119T020512-3f2a`. Sorts by start.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,6 +17,13 @@ impl BackupId {
     /// The name of a backup that starts at `started_at`; `random` keeps two that start in the same second apart.
     pub fn new(started_at: PgTime, random: u16) -> Self {
         Self(format!("{}-{random:04x}", started_at.to_datetime().format("%Y%m%dT%H%M%S")))
+    }
+
+    /// When it started, to the second; `None` when the digits are no date.
+    pub fn started_at(&self) -> Option<PgTime> {
+        let text = self.0.split_once('-').map_or(self.0.as_str(), |(time, _)| time);
+        let time = NaiveDateTime::parse_from_str(text, "%Y%m%dT%H%M%S").ok()?;
+        Some(PgTime::from(time.and_utc()))
     }
 
     /// The name as text.
@@ -109,6 +119,28 @@ pub struct Tablespace {
     pub oid: u32,
     /// Where it lay on the server, as the server spelled it.
     pub path: String,
+}
+
+/// A committed backup of which nothing is known but its name and its marks, because its manifest cannot be read. It is never
+/// chosen, and nothing that it may refer to is ever free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnreadableBackup {
+    /// Its name.
+    pub id: BackupId,
+    /// Pinned by hand.
+    pub keep: bool,
+    /// What is wrong with its manifest, the object named.
+    pub reason: String,
+}
+
+impl UnreadableBackup {
+    /// Whether a recovery to `target` might start from it, as far as its name tells.
+    pub(crate) fn may_lead_to(&self, target: &RecoveryTarget) -> bool {
+        match (target, self.id.started_at()) {
+            (RecoveryTarget::Time(time), Some(started_at)) => started_at <= *time,
+            _ => true,
+        }
+    }
 }
 
 /// A base backup: what recovery, retention and people need to know of it.

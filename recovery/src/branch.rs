@@ -2,7 +2,7 @@
 
 use wal::{Gap, Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId, TimelinePath};
 
-use crate::{Backup, BackupId, Catalog, NotRecoverable};
+use crate::{Backup, BackupId, Catalog, NotRecoverable, RecoveryTarget, UnreadableBackup};
 
 /// The way from the beginning of the log to one timeline, in what a catalog holds.
 #[derive(Clone, Debug)]
@@ -65,6 +65,22 @@ impl<'a> Branch<'a> {
     /// The backup of this name, on whatever branch.
     pub fn backup(&self, id: &BackupId) -> Option<&'a Backup> {
         self.catalog.backups.iter().find(|backup| backup.id == *id)
+    }
+
+    /// Why the backup of this name is none that can be read.
+    pub fn not_a_backup(&self, id: &BackupId) -> NotRecoverable {
+        match self.catalog.unreadable(id) {
+            Some(UnreadableBackup { id, reason, .. }) => {
+                NotRecoverable::UnreadableBackup { id: id.clone(), reason: reason.clone() }
+            }
+            None => NotRecoverable::UnknownBackup(id.clone()),
+        }
+    }
+
+    /// Backups that began after `chosen`, might lead to `target` and cannot be read.
+    pub fn passed_over(&self, chosen: &Backup, target: &RecoveryTarget) -> impl Iterator<Item = BackupId> + '_ {
+        let later = self.catalog.unreadable.iter().filter(|other| other.id > chosen.id);
+        later.filter(|other| other.may_lead_to(target)).map(|other| other.id.clone()).collect::<Vec<_>>().into_iter()
     }
 
     /// Its ancestry.

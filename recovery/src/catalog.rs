@@ -8,7 +8,7 @@ use wal::{
     Coverage, Gap, Lsn, PgTime, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId, TimelinePath, WalRange,
 };
 
-use crate::Backup;
+use crate::{Backup, BackupId, UnreadableBackup};
 
 /// Name of a lineage: one cluster's unbroken history. Printed `<system identifier>-<n>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -90,6 +90,9 @@ pub struct Catalog {
     pub segment_size: SegmentSize,
     /// Committed backups, oldest first, with `Ok` or `WaitingForWal` by `coverage`.
     pub backups: Vec<Backup>,
+    /// Committed backups whose manifest cannot be read, by name. While there is one, what nothing in `backups` needs is not
+    /// known to be needed by nothing.
+    pub unreadable: Vec<UnreadableBackup>,
     /// Whole segments that are stored, as ranges, plus the tails (see `tails`) where the segment itself is absent.
     pub coverage: Coverage,
     /// Stored tails of segments that are not stored whole.
@@ -163,6 +166,11 @@ impl Catalog {
         rest
     }
 
+    /// The backup of this name, if its manifest cannot be read.
+    pub fn unreadable(&self, id: &BackupId) -> Option<&UnreadableBackup> {
+        self.unreadable.iter().find(|backup| backup.id == *id)
+    }
+
     /// Every timeline of which WAL or a history is stored, or a backup was taken.
     pub fn timelines(&self) -> Vec<TimelineId> {
         let mut timelines: Vec<TimelineId> = self.coverage.timelines().collect();
@@ -202,6 +210,7 @@ mod tests {
             lineage: LineageId { system_identifier: SystemIdentifier::new(7), number: 1 },
             segment_size: SegmentSize::DEFAULT,
             backups: Vec::new(),
+            unreadable: Vec::new(),
             coverage,
             tails: Vec::new(),
             histories: histories.into_iter().map(|history| (history.timeline(), history)).collect(),

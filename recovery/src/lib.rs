@@ -23,7 +23,9 @@ mod target;
 pub mod time_text;
 mod window;
 
-pub use backup::{Backup, BackupId, BackupKind, BackupStatus, FileSource, ParseBackupIdError, Tablespace};
+pub use backup::{
+    Backup, BackupId, BackupKind, BackupStatus, FileSource, ParseBackupIdError, Tablespace, UnreadableBackup,
+};
 pub use branch::{Branch, SegmentSource, Stretch, branches, live_timeline, parting};
 pub use catalog::{Catalog, LineageId, LostWal, ParseLineageIdError, TailEnd};
 pub use data_path::{DataPath, InvalidDataPath};

@@ -2,7 +2,7 @@
 
 use wal::{Gap, Lsn, TimelineId};
 
-use crate::{BackupId, Moment, RecoveryTarget};
+use crate::{BackupId, Catalog, Moment, RecoveryTarget, UnreadableBackup};
 
 /// Why there is no plan. Nothing was touched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -93,6 +93,14 @@ pub enum NotRecoverable {
     /// There is no backup of this name.
     #[error("there is no backup {0}")]
     UnknownBackup(BackupId),
+    /// The manifest of the backup that was asked for cannot be read.
+    #[error("the manifest of backup {id} cannot be read: {reason}")]
+    UnreadableBackup {
+        /// The backup.
+        id: BackupId,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// WAL that the backup needs is not stored: it cannot become consistent.
     #[error("backup {id} is not usable: WAL from {} to {} of timeline {} is not stored", missing.start, missing.end, missing.timeline)]
     BackupNotUsable {
@@ -138,6 +146,17 @@ pub enum NotRecoverable {
 }
 
 impl NotRecoverable {
+    /// Backups of which nothing but the name is known and that may lead to what was asked for: for want of a backup it is
+    /// refused, and they began before it, as far as a target tells when it was.
+    pub fn may_be_reached_by<'a>(&self, catalog: &'a Catalog) -> Vec<&'a UnreadableBackup> {
+        let target = match self {
+            Self::NoBackup { .. } => None,
+            Self::BeforeFirstBackup { target, .. } | Self::InGap { target, .. } => Some(target),
+            _ => return Vec::new(),
+        };
+        catalog.unreadable.iter().filter(|backup| target.is_none_or(|target| backup.may_lead_to(target))).collect()
+    }
+
     /// The WAL whose absence is the reason.
     pub fn missing(&self) -> Option<Gap> {
         match self {

@@ -10,8 +10,8 @@ use crate::locate::{Located, locate};
 use crate::select::select;
 use crate::window::Reach;
 use crate::{
-    Backup, Catalog, NotRecoverable, RecoveryRequest, RecoveryTarget, RequiredWal, TargetAction, TargetTimeline,
-    required_wal,
+    Backup, BackupId, Catalog, NotRecoverable, RecoveryRequest, RecoveryTarget, RequiredWal, TargetAction,
+    TargetTimeline, required_wal,
 };
 
 /// What PostgreSQL is told to stop at: the target itself, or what comes to the same where PostgreSQL would refuse it.
@@ -80,6 +80,11 @@ pub enum Note {
         /// Where the stored WAL ends.
         end: Lsn,
     },
+    /// The manifest of a backup that began later cannot be read: perhaps less WAL would have to be replayed from it.
+    UnreadableBackup {
+        /// That backup.
+        id: BackupId,
+    },
     /// Page checksums of the backup failed, or a verification found damage, and no other backup does.
     DamagedBackup,
 }
@@ -111,6 +116,9 @@ impl fmt::Display for Note {
             }
             Self::EndsBeforeTimeline { timeline, switch_point, end } => {
                 write!(f, "timeline {timeline} begins at {switch_point}, but the stored WAL ends at {end}")
+            }
+            Self::UnreadableBackup { id } => {
+                write!(f, "backup {id} began later, but its manifest cannot be read: it is passed over")
             }
             Self::DamagedBackup => f.write_str("damage was found in this backup, and no other one leads to the target"),
         }
@@ -277,6 +285,9 @@ fn plan_on(branch: &Branch<'_>, request: &RecoveryRequest, facts: &Facts) -> Res
     if damaged {
         notes.push(Note::DamagedBackup);
     }
+    if request.backup.is_none() {
+        notes.extend(branch.passed_over(&backup, &request.target).map(|id| Note::UnreadableBackup { id }));
+    }
     Ok(RecoveryPlan {
         target: request.target.clone(),
         inclusive: request.inclusive,
@@ -328,7 +339,7 @@ fn before_later_locks(
 /// What the branch's backups and WAL reach, in order; never empty.
 fn reaches(branch: &Branch<'_>, request: &RecoveryRequest, facts: &Facts) -> Result<Vec<Reach>, NoPlan> {
     if let Some(id) = &request.backup {
-        let backup = branch.backup(id).ok_or_else(|| NotRecoverable::UnknownBackup(id.clone()))?;
+        let backup = branch.backup(id).ok_or_else(|| branch.not_a_backup(id))?;
         if !branch.holds(backup) {
             let (id, backup_timeline, timeline) = (id.clone(), backup.timeline, branch.timeline());
             return Err(NotRecoverable::BackupOnOtherBranch { id, backup_timeline, timeline }.into());

@@ -114,6 +114,7 @@ mod tests {
             lineage: LineageId { system_identifier: SystemIdentifier::new(1), number: 1 },
             segment_size: SegmentSize::DEFAULT,
             backups: Vec::new(),
+            unreadable: Vec::new(),
             coverage,
             tails: Vec::new(),
             histories: histories.iter().map(|&(n, text)| (tli(n), history(n, text))).collect::<BTreeMap<_, _>>(),

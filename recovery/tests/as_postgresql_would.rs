@@ -162,6 +162,7 @@ fn build(recipe: &Recipe) -> World {
         lineage: "7-1".parse().unwrap(),
         segment_size: segment_size(),
         backups,
+        unreadable: Vec::new(),
         coverage,
         tails: Vec::new(),
         histories,

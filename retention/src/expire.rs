@@ -28,8 +28,12 @@ pub struct ExpirePlan {
     pub wal_keep_from: Vec<WalKeepFrom>,
 }
 
-/// What follows from the verdicts; a backup without one stays. Without a clean backup that stays, nothing is deleted at all.
+/// What follows from the verdicts; a backup without one stays. Nothing is deleted at all without a clean backup that stays, nor
+/// while the manifest of any backup cannot be read: nobody knows what WAL and which packs that one needs.
 pub fn plan(catalog: &Catalog, policy: &Policy, verdicts: &[Verdict], now: PgTime) -> ExpirePlan {
+    if !catalog.unreadable.is_empty() {
+        return ExpirePlan::default();
+    }
     let obsolete = |backup: &&Backup| verdicts.iter().any(|verdict| verdict.backup == backup.id && !verdict.keep);
     let (gone, kept): (Vec<&Backup>, Vec<&Backup>) = catalog.backups.iter().partition(obsolete);
     if !kept.iter().any(|backup| is_clean(backup)) {

@@ -3,7 +3,9 @@ mod properties;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use recovery::{Backup, BackupId, BackupKind, BackupStatus, Branch, Catalog, FileSource, LineageId, live_timeline};
+use recovery::{
+    Backup, BackupId, BackupKind, BackupStatus, Branch, Catalog, FileSource, LineageId, UnreadableBackup, live_timeline,
+};
 use wal::{Coverage, Lsn, PgTime, SegmentSize, SystemIdentifier, TimelineHistory, TimelineId, WalRange};
 
 use super::*;
@@ -64,6 +66,7 @@ fn catalog(backups: Vec<Backup>, stored: &[(u32, u64, u64)], histories: &[(u32, 
         lineage: LineageId { system_identifier: SystemIdentifier::new(7), number: 1 },
         segment_size: SegmentSize::new(MIB).unwrap(),
         backups,
+        unreadable: Vec::new(),
         coverage,
         tails: Vec::new(),
         histories: histories.iter().map(parse).collect(),
@@ -292,4 +295,60 @@ fn the_parent_s_copy_of_the_segment_of_a_switch_stays() {
     let policy = Policy { redundancy: 1, ..Policy::default() };
     let plan = plan(&catalog, &policy, &decide(&catalog, &policy, at(1.0)), at(1.0));
     assert_eq!(plan.wal, [WalRange { timeline: tli(1), start: Lsn::new(0), end: Lsn::new(10 * MIB) }]);
+}
+
+#[test]
+fn while_a_manifest_cannot_be_read_nothing_is_free() {
+    let policy = Policy { redundancy: 2, recovery_window: Some(days(1)), ..Policy::default() };
+    let mut catalog = ten_nights();
+    let planned = |catalog: &Catalog| plan(catalog, &policy, &decide(catalog, &policy, at(9.5)), at(9.5));
+    assert!(!planned(&catalog).backups.is_empty() && !planned(&catalog).wal.is_empty());
+    let id = "20261119T020512-3f2a".parse().unwrap();
+    catalog.unreadable.push(UnreadableBackup { id, keep: false, reason: "damaged".to_owned() });
+    assert_eq!(planned(&catalog), ExpirePlan::default());
+}
+
+#[test]
+fn by_hand_anything_goes_but_what_is_pinned_and_the_last_clean_one() {
+    let may = |catalog: &Catalog, index: usize| may_delete(catalog, &catalog.backups[index].id.clone(), |_| true);
+    let catalog = ten_nights();
+    assert!((0..10).all(|index| may(&catalog, index).is_ok()), "the newest, too");
+    assert_eq!(may(&change(ten_nights(), 3, |backup| backup.keep = true), 3), Err(DeleteRefused::Pinned));
+    let mut hurt = ten_nights();
+    for (index, backup) in hurt.backups.iter_mut().enumerate().filter(|(index, _)| *index != 4) {
+        (backup.damaged, backup.status) =
+            (index % 2 == 0, if index % 2 == 0 { BackupStatus::Ok } else { BackupStatus::WaitingForWal });
+    }
+    assert_eq!(may(&hurt, 4), Err(DeleteRefused::LastClean));
+    assert!(may(&hurt, 5).is_ok() && may(&hurt, 6).is_ok(), "a clean one stays");
+    let without = may_delete(&hurt, &hurt.backups[5].id, |id| *id != hurt.backups[4].id);
+    assert_eq!(without, Err(DeleteRefused::LastClean), "what the one that stays is made of is gone");
+    hurt.backups[4].damaged = true;
+    assert!((0..10).all(|index| may(&hurt, index) == Err(DeleteRefused::LastClean)), "it may be all that can be saved");
+
+    let unreadable = |keep| {
+        let id: BackupId = "20261119T020512-3f2a".parse().unwrap();
+        let mut catalog = ten_nights();
+        catalog.unreadable.push(UnreadableBackup { id: id.clone(), keep, reason: "damaged".to_owned() });
+        may_delete(&catalog, &id, |_| true)
+    };
+    assert_eq!((unreadable(false), unreadable(true)), (Ok(()), Err(DeleteRefused::Pinned)));
+}
+
+#[test]
+fn what_only_one_backup_leads_to_is_told() {
+    let lost = |catalog: &Catalog, index: usize| lost_without(catalog, &catalog.backups[index].id);
+    let catalog = ten_nights();
+    let stop = |index: usize| catalog.backups[index].stop_lsn;
+    let first = LostMoments { timeline: tli(1), from_lsn: stop(0), to_lsn: stop(1) };
+    assert_eq!(lost(&catalog, 0), [first]);
+    assert_eq!(lost(&catalog, 5), [], "the one before it leads there");
+    // Between two gaps it is the only one.
+    let mut holed = catalog.clone();
+    holed.coverage = Coverage::new();
+    for (from, to) in [(0, 55), (59, 65), (69, 120)] {
+        let (start, end) = (Lsn::new(from * MIB), Lsn::new(to * MIB));
+        holed.coverage.insert(WalRange { timeline: tli(1), start, end });
+    }
+    assert_eq!(lost(&holed, 5), [LostMoments { timeline: tli(1), from_lsn: stop(5), to_lsn: Lsn::new(65 * MIB) }]);
 }

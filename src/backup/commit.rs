@@ -17,8 +17,8 @@ use crate::repository::manifest::{Manifest, PackRef, StoredObject};
 use crate::repository::{LineageRepository, PutNew, RepositoryError, RepositoryResult, seal_document};
 use crate::storage::{Body, Sha256};
 
-/// FORMAT 5.0: whoever deletes packs waits so long for a backup that has begun.
-pub(super) const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+/// FORMAT 5.0: whoever deletes packs, or what a backup has left behind, waits so long for one that has begun.
+pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Names are tried so often; each second has 65536 of them.
 const ATTEMPTS: u16 = 100;

@@ -33,6 +33,7 @@ mod work;
 mod error;
 mod progress;
 
+pub use commit::LONGEST;
 pub use copy::CopyLimits;
 pub use files::{FilesAccess, try_data_directory};
 pub use incremental::fuzz_incremental;

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use backup::{Backup, BackupNow, BackupPin, BackupVerify, Kind};
+pub use backup::{Backup, BackupDelete, BackupNow, BackupPin, BackupVerify, Kind};
 pub use key::Key;
 pub use recover::{Action, Recover, Target};
 pub use repo::{Repo, RepoCheck};

@@ -3,6 +3,7 @@
 pub mod args;
 mod ask_prefetcher;
 mod backup;
+mod backup_delete;
 mod backup_pin;
 mod backup_verify;
 mod check;
@@ -149,7 +150,7 @@ async fn dispatch(context: &Context, command: Command) -> Ended {
         Command::Backup(Backup::Verify(args)) => backup_verify::run(context, &args).await,
         Command::Backup(Backup::Keep(args)) => backup_pin::run(context, &args, MarkKind::Keep).await,
         Command::Backup(Backup::Release(args)) => backup_pin::run(context, &args, MarkKind::Release).await,
-        Command::Backup(Backup::Delete(_)) => not_available::command("backup delete"),
+        Command::Backup(Backup::Delete(args)) => backup_delete::run(context, &args).await,
         Command::Repo(Repo::Stats(of)) => repo::stats(context, &of).await,
         Command::Repo(Repo::Copy(_)) => not_available::command("repo copy"),
         Command::Retention(_) => not_available::command("retention"),

@@ -200,12 +200,10 @@ fn action(action: Action) -> TargetAction {
 /// A backup by its id, the start of it, or `latest`.
 async fn backup(lineage: &LineageRepository, id: &str) -> Result<BackupId> {
     let catalog = lineage.catalog().await?;
-    let mut found = catalog
-        .backups
-        .iter()
-        .rev()
-        .filter(|backup| id == "latest" || backup.id.as_str().starts_with(id))
-        .map(|backup| &backup.id);
+    let readable = catalog.backups.iter().rev().map(|backup| &backup.id);
+    // Whoever names one that cannot be read is told so; `latest` is the newest that can.
+    let unreadable = catalog.unreadable.iter().map(|backup| &backup.id).filter(|_| id != "latest");
+    let mut found = readable.chain(unreadable).filter(|known| id == "latest" || known.as_str().starts_with(id));
     let unknown =
         || Error::new(ErrorCode::NotFound, format!("there is no backup \"{id}\"")).help("pgvault backup list");
     let first = found.next().ok_or_else(unknown)?;

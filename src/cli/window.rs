@@ -85,6 +85,11 @@ fn screen(output: &Output, document: &Value) {
             text(&timeline["switch_lsn"])
         ));
     }
+    for backup in document["unreadable_backups"].as_array().into_iter().flatten() {
+        let (id, reason) = (text(&backup["id"]), text(&backup["reason"]));
+        let line = format!("backup {id} cannot be read, so more may be recoverable than is shown: {reason}");
+        output.text(&output.paint(Color::Yellow, &line));
+    }
     let at = &document["at"];
     if at.is_null() {
         return;

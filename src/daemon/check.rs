@@ -11,7 +11,7 @@ use recovery::BackupStatus;
 use serde::Serialize;
 
 use super::probe::Probes;
-use super::status::{counted, live_range};
+use super::status::{BackupSummary, counted, live_range};
 use super::view::{ClusterView, Stored};
 use super::{gaps, schedule};
 use crate::error::Error;
@@ -213,6 +213,9 @@ fn backups(view: &ClusterView, now: DateTime<Utc>) -> Finding {
         return Finding::new(name, Skipped, "the repository was not read yet");
     }
     let list = super::status::backup_list(view);
+    if let Some(damaged) = damaged(&list) {
+        return damaged;
+    }
     let usable = list.iter().filter(|backup| backup.status == BackupStatus::Ok).count();
     let Some(newest) = list.iter().rfind(|backup| backup.status == BackupStatus::Ok) else {
         let running =
@@ -223,9 +226,6 @@ fn backups(view: &ClusterView, now: DateTime<Utc>) -> Finding {
             Finding::new(name, Failed, "there is no usable backup").fix(now_command)
         };
     };
-    if let Some(damaged) = damaged(&list) {
-        return damaged;
-    }
     if let Some(error) = &view.backup.last_error {
         return Finding { fix: Some(now_command.to_owned()), ..of_error(name, Warn, error) };
     }
@@ -243,14 +243,21 @@ fn backups(view: &ClusterView, now: DateTime<Utc>) -> Finding {
     }
 }
 
-/// Damage in a backup: of a page on the server when it was taken, or of what is stored of it.
-fn damaged(list: &[super::status::BackupSummary]) -> Option<Finding> {
-    let usable = || list.iter().filter(|backup| backup.status == BackupStatus::Ok);
-    let ids: Vec<String> = usable().filter(|b| b.damaged).filter_map(|b| Some(b.id.as_ref()?.to_string())).collect();
-    let newest = ids.last()?;
-    let which = format!("damage was found in {}, last in {newest}", counted(ids.len() as u64, "backup"));
-    let see = format!("pgvault backup verify {newest}; then take another: pgvault backup now --kind full --wait");
-    Some(if usable().all(|backup| backup.damaged) {
+/// Damage in a backup: of a page on the server when it was taken, or of what is stored of it, up to a manifest that cannot be
+/// read.
+fn damaged(list: &[BackupSummary]) -> Option<Finding> {
+    let is_usable = |backup: &&BackupSummary| backup.status == BackupStatus::Ok;
+    let hurt = || list.iter().filter(|backup| backup.damaged && (is_usable(backup) || backup.problem.is_some()));
+    let newest = hurt().next_back()?;
+    let id = newest.id.as_ref()?;
+    let unreadable = newest.problem.as_ref().map_or_else(String::new, |problem| format!(": {problem}"));
+    let which = format!("damage was found in {}, last in {id}{unreadable}", counted(hurt().count() as u64, "backup"));
+    let see = if newest.problem.is_some() {
+        format!("put its manifest back from a copy of the repository, or give it up: pgvault backup delete {id}")
+    } else {
+        format!("pgvault backup verify {id}; then take another: pgvault backup now --kind full --wait")
+    };
+    Some(if list.iter().filter(is_usable).all(|backup| backup.damaged) {
         Finding::new("backups", Failed, format!("no backup can be restored cleanly: {which}")).fix(see)
     } else {
         Finding::new("backups", Warn, which).fix(see)

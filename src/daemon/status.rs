@@ -2,10 +2,8 @@
 
 mod document;
 
-use std::collections::BTreeMap;
-
 use chrono::{DateTime, TimeDelta, Utc};
-use recovery::{Backup, BackupId, BackupKind, BackupStatus};
+use recovery::{Backup, BackupId, BackupKind, BackupStatus, UnreadableBackup};
 use wal::{Lsn, PgTime};
 
 use super::view::{ClusterView, Member, RunningBackup};
@@ -149,13 +147,18 @@ pub fn live_range(view: &ClusterView) -> Option<&recovery::RecoverableRange> {
 
 fn backups(view: &ClusterView) -> BackupsSummary {
     BackupsSummary {
-        count: view.backups().len(),
-        damaged: view.backups().iter().filter(|backup| backup.damaged).count(),
+        count: view.backups().len() + view.unreadable_backups().len(),
+        damaged: damaged(view),
         last: view.backups().last().map(|backup| backup_summary(view, backup)),
         running: view.backup.running.as_ref().map(running_summary),
         next_at: view.backup.next_due,
         error: view.backup.last_error.as_ref().map(|error| error.message().to_owned()),
     }
+}
+
+/// How many backups are damaged, those included whose manifest cannot be read.
+fn damaged(view: &ClusterView) -> usize {
+    view.backups().iter().filter(|backup| backup.damaged).count() + view.unreadable_backups().len()
 }
 
 fn running_summary(running: &RunningBackup) -> RunningSummary {
@@ -178,9 +181,9 @@ pub fn backup_summary(view: &ClusterView, backup: &Backup) -> BackupSummary {
         cluster: view.name.clone(),
         lineage: view.stored.as_deref().map(|stored| stored.catalog.lineage),
         status: if arrived { BackupStatus::Ok } else { backup.status },
-        kind: backup.kind,
+        kind: Some(backup.kind),
         source: Some(backup.source),
-        started_at: backup.started_at,
+        started_at: Some(backup.started_at),
         stopped_at: Some(backup.stopped_at),
         start_lsn: Some(backup.start_lsn),
         stop_lsn: Some(backup.stop_lsn),
@@ -192,15 +195,35 @@ pub fn backup_summary(view: &ClusterView, backup: &Backup) -> BackupSummary {
         files: Some(backup.files),
         keep: backup.keep,
         damaged: backup.damaged,
+        problem: None,
         verified_at: view.stored.as_deref().and_then(|stored| stored.verified.get(&backup.id).copied()),
         annotations: backup.annotations.clone(),
         recoverable_to: recoverable_to(view, backup),
     }
 }
 
+/// What is known of a backup whose manifest cannot be read. `failed`, because no recovery starts from it.
+fn unreadable_summary(view: &ClusterView, backup: &UnreadableBackup) -> BackupSummary {
+    BackupSummary {
+        id: Some(backup.id.clone()),
+        cluster: view.name.clone(),
+        lineage: view.stored.as_deref().map(|stored| stored.catalog.lineage),
+        status: BackupStatus::Failed,
+        started_at: backup.id.started_at(),
+        keep: backup.keep,
+        damaged: true,
+        problem: Some(backup.reason.clone()),
+        ..BackupSummary::unknown()
+    }
+}
+
 /// `backup list`: committed backups oldest first, then the one in progress.
 pub fn backup_list(view: &ClusterView) -> Vec<BackupSummary> {
     let mut list: Vec<BackupSummary> = view.backups().iter().map(|backup| backup_summary(view, backup)).collect();
+    if !view.unreadable_backups().is_empty() {
+        list.extend(view.unreadable_backups().iter().map(|backup| unreadable_summary(view, backup)));
+        list.sort_by(|a, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
+    }
     let committed = |id: &Option<BackupId>| view.backups().iter().any(|backup| Some(&backup.id) == id.as_ref());
     if let Some(running) = view.backup.running.as_ref().filter(|running| !committed(&running.id)) {
         list.push(BackupSummary {
@@ -208,23 +231,12 @@ pub fn backup_list(view: &ClusterView) -> Vec<BackupSummary> {
             cluster: view.name.clone(),
             lineage: view.wal.as_ref().and_then(|wal| wal.lineage),
             status: BackupStatus::Running,
-            kind: BackupKind::Full,
-            source: None,
-            started_at: PgTime::from(running.started_at),
-            stopped_at: None,
-            start_lsn: None,
-            stop_lsn: None,
+            kind: Some(BackupKind::Full),
+            started_at: Some(PgTime::from(running.started_at)),
             timeline: view.wal.as_ref().and_then(|wal| wal.timeline),
             postgres_version: version_number(view).map(version_text),
             size_bytes: running.total_bytes,
-            stored_bytes: None,
-            new_bytes: None,
-            files: None,
-            keep: false,
-            damaged: false,
-            verified_at: None,
-            annotations: BTreeMap::new(),
-            recoverable_to: None,
+            ..BackupSummary::unknown()
         });
     }
     list
@@ -328,11 +340,12 @@ fn backup_verdict(view: &ClusterView, now: DateTime<Utc>, critical: &mut Vec<Str
     match usable {
         None if view.repository_error.is_some() => {}
         None if view.stored.is_none() => warning.push("there is no backup yet".to_owned()),
+        None if damaged(view) > 0 => critical.push("damage was found in every backup: pgvault check".to_owned()),
         None if view.backup.running.is_some() => warning.push("the first backup is running".to_owned()),
         None => critical.push("there is no backup".to_owned()),
         Some(backup) => {
-            let damaged = view.backups().iter().filter(|backup| backup.damaged).count() as u64;
-            if damaged == view.backups().len() as u64 {
+            let damaged = damaged(view) as u64;
+            if view.backups().iter().all(|backup| backup.damaged) {
                 critical.push("damage was found in every backup: pgvault check".to_owned());
             } else if damaged > 0 {
                 warning.push(format!("damage was found in {}: pgvault check", counted(damaged, "backup")));

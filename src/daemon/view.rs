@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use recovery::{Backup, BackupId, Catalog, Window};
+use recovery::{Backup, BackupId, Catalog, UnreadableBackup, Window};
 use wal::{Lsn, PgTime, TimelineId};
 
 use super::slots::SlotTrouble;
@@ -207,6 +207,11 @@ impl ClusterView {
         self.stored.as_ref().map_or(&[], |stored| &stored.catalog.backups)
     }
 
+    /// Committed backups whose manifest cannot be read.
+    pub fn unreadable_backups(&self) -> &[UnreadableBackup] {
+        self.stored.as_ref().map_or(&[], |stored| &stored.catalog.unreadable)
+    }
+
     /// The rows of our slot: member and row.
     pub fn slots(&self) -> impl Iterator<Item = (&Member, &SlotRow)> {
         self.members.iter().flat_map(move |member| {
@@ -303,6 +308,7 @@ pub(super) mod samples {
             lineage: LineageId { system_identifier: SystemIdentifier::new(7), number: 1 },
             segment_size: SegmentSize::new(16 << 20).unwrap(),
             backups,
+            unreadable: Vec::new(),
             coverage: Coverage::new(),
             tails: Vec::new(),
             histories: BTreeMap::new(),

@@ -22,9 +22,20 @@ pub struct WindowDocument {
     pub gaps: Vec<Gap>,
     /// Timelines and where they forked.
     pub timelines: Vec<Timeline>,
+    /// Backups whose manifest cannot be read: what only they would reach is not among the ranges.
+    pub unreadable_backups: Vec<Unreadable>,
     /// The answer about one moment.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<At>,
+}
+
+/// A backup whose manifest cannot be read.
+#[derive(Clone, Debug, Serialize)]
+pub struct Unreadable {
+    /// Its name.
+    pub id: BackupId,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// A recoverable range.
@@ -134,6 +145,12 @@ pub fn document(stored: &Stored) -> WindowDocument {
             .map(|gap| Gap { timeline: gap.timeline, from_lsn: gap.from_lsn, to_lsn: gap.to_lsn, reason: gap.reason })
             .collect(),
         timelines: timelines.into_iter().map(fork).collect(),
+        unreadable_backups: stored
+            .catalog
+            .unreadable
+            .iter()
+            .map(|backup| Unreadable { id: backup.id.clone(), reason: backup.reason.clone() })
+            .collect(),
         at: None,
     }
 }

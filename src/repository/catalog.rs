@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
-use recovery::{Backup, BackupId, BackupStatus, Catalog, TailEnd};
+use recovery::{Backup, BackupId, BackupStatus, Catalog, TailEnd, UnreadableBackup};
 use wal::{Coverage, SegmentName, TimelineHistory, TimelineId, TimelinePath, WalRange};
 
 use crate::repository::header::WalPlace;
@@ -19,8 +19,11 @@ mod tests;
 const PARALLEL: usize = 8;
 
 impl LineageRepository {
-    /// Reads what is stored, as one snapshot: one listing, every history, every manifest. Whatever cannot be read is an
-    /// error: a catalog that silently lacks something would let retention delete what is needed.
+    /// Reads what is stored, as one snapshot: one listing, every history, every manifest.
+    ///
+    /// A backup whose manifest is damaged is part of it by name, among those that cannot be read: it must keep nobody from
+    /// the others, and whoever deletes must know of it. Whatever else cannot be read is an error: without a history every
+    /// decision might be another one, and what the store or a missing key keeps from us is no damage.
     pub async fn catalog(&self) -> RepositoryResult<Catalog> {
         let inventory = self.survey().await?;
         self.catalog_of(&inventory).await
@@ -43,12 +46,13 @@ impl LineageRepository {
             lineage: self.id(),
             segment_size: self.segment_size(),
             backups: Vec::new(),
+            unreadable: Vec::new(),
             coverage,
             tails,
             histories,
             lost: self.lost(&inventory.gaps).await?,
         };
-        catalog.backups = self.committed_backups(inventory, &catalog).await?;
+        (catalog.backups, catalog.unreadable) = self.committed_backups(inventory, &catalog).await?;
         Ok(catalog)
     }
 
@@ -79,17 +83,41 @@ impl LineageRepository {
             .await
     }
 
-    async fn committed_backups(&self, inventory: &Inventory, catalog: &Catalog) -> RepositoryResult<Vec<Backup>> {
+    async fn committed_backups(
+        &self,
+        inventory: &Inventory,
+        catalog: &Catalog,
+    ) -> RepositoryResult<(Vec<Backup>, Vec<UnreadableBackup>)> {
         let committed = inventory.backups.iter().filter(|(_, objects)| objects.committed);
         // Boxed, because the compiler cannot see otherwise that the whole is Send.
         let reads: Vec<_> = committed.map(|(id, objects)| self.backup(id, objects, catalog).boxed()).collect();
-        let mut backups: Vec<Backup> = stream::iter(reads).buffered(PARALLEL).try_collect().await?;
+        let read: Vec<Result<Backup, UnreadableBackup>> = stream::iter(reads).buffered(PARALLEL).try_collect().await?;
+        let (mut backups, mut unreadable) = (Vec::new(), Vec::new());
+        for backup in read {
+            match backup {
+                Ok(backup) => backups.push(backup),
+                Err(backup) => unreadable.push(backup),
+            }
+        }
         backups.sort_by(|a, b| (a.started_at, &a.id).cmp(&(b.started_at, &b.id)));
-        Ok(backups)
+        Ok((backups, unreadable))
     }
 
-    async fn backup(&self, id: &BackupId, objects: &BackupObjects, catalog: &Catalog) -> RepositoryResult<Backup> {
-        let manifest = self.manifest(id).await?;
+    /// One committed backup, or that its manifest cannot be read.
+    async fn backup(
+        &self,
+        id: &BackupId,
+        objects: &BackupObjects,
+        catalog: &Catalog,
+    ) -> RepositoryResult<Result<Backup, UnreadableBackup>> {
+        let manifest = match self.manifest(id).await {
+            Ok(manifest) => manifest,
+            Err(error) if error.is_about_the_object() => {
+                let keep = marked(objects.marks.iter()).keep;
+                return Ok(Err(UnreadableBackup { id: id.clone(), keep, reason: error.to_string() }));
+            }
+            Err(error) => return Err(error),
+        };
         let mut backup = manifest.to_backup(&catalog.coverage);
         let path: TimelinePath = catalog.path_to(backup.timeline);
         let gap = catalog.coverage.first_gap(&path, backup.start_lsn, backup.stop_lsn);
@@ -97,7 +125,7 @@ impl LineageRepository {
         let marked = marked(objects.marks.iter());
         backup.keep = marked.keep;
         backup.damaged |= marked.damaged;
-        Ok(backup)
+        Ok(Ok(backup))
     }
 
     /// The manifest of a committed backup; `NotFound` when there is none.

@@ -175,6 +175,12 @@ impl RepositoryError {
         matches!(self, Self::NotFound(_))
     }
 
+    /// Whether it is this one object that cannot be read: damaged, of a newer pgvault, or gone since it was listed. The store
+    /// answered, and the keys are there.
+    pub fn is_about_the_object(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::TooNew { .. } | Self::NotFound(_))
+    }
+
     /// Whether keys are missing, or are others.
     pub fn is_no_key(&self) -> bool {
         code_of(self) == ErrorCode::NoKey

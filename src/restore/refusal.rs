@@ -1,6 +1,6 @@
 //! Why something cannot be recovered, as a person is told.
 
-use recovery::{Catalog, Moment, NotRecoverable};
+use recovery::{Catalog, Moment, NotRecoverable, UnreadableBackup};
 use wal::{Gap, SegmentName};
 
 use crate::error::{Error, ErrorCode};
@@ -9,7 +9,16 @@ use crate::repository::layout::LineageObject;
 
 /// The refusal of a recovery from what is stored of a lineage: which WAL is missing, why, and under which key it should lie.
 pub fn refused(lineage: &LineageRepository, catalog: &Catalog, reason: &NotRecoverable) -> Error {
-    let error = not_recoverable(lineage.cluster().as_str(), reason);
+    let unreadable = reason.may_be_reached_by(catalog);
+    let error = match reason {
+        // Not that there was none: what there is cannot be read.
+        NotRecoverable::NoBackup { .. } if !unreadable.is_empty() => {
+            Error::new(ErrorCode::Damaged, format!("cannot recover {}: {reason}", lineage.cluster()))
+                .help(format!("take a backup: pgvault backup now {} --wait", lineage.cluster()))
+        }
+        _ => not_recoverable(lineage.cluster().as_str(), reason),
+    };
+    let error = unreadable.into_iter().fold(error, not_known);
     if let NotRecoverable::NoHistory { timeline } = reason {
         return error.because(format!("missing object: {}", lineage.keys().key(&LineageObject::History(*timeline))));
     }
@@ -18,6 +27,16 @@ pub fn refused(lineage: &LineageRepository, catalog: &Catalog, reason: &NotRecov
     // What is known to be lost was never stored.
     let gone = catalog.unexplained(&gap);
     gone.iter().fold(error, |error, gap| error.because(missing_objects(lineage, gap)))
+}
+
+/// Says of a backup that cannot be read that it is not known whether it would have led there.
+fn not_known(error: Error, backup: &UnreadableBackup) -> Error {
+    let UnreadableBackup { id, reason, .. } = backup;
+    error
+        .because(format!("whether backup {id} leads there is not known, because its manifest cannot be read: {reason}"))
+        .help(format!(
+            "put that manifest back from a copy of the repository, then see: pgvault backup verify {id} --quick"
+        ))
 }
 
 /// Names what should be stored of a hole.
@@ -97,6 +116,10 @@ pub fn not_recoverable(cluster: &str, reason: &NotRecoverable) -> Error {
         NotRecoverable::UnknownBackup(_) => {
             refuse(ErrorCode::NotFound).help(format!("see which there are: pgvault backup list {cluster}"))
         }
+        NotRecoverable::UnreadableBackup { id, .. } => refuse(ErrorCode::Damaged)
+            .help("leave out --backup: the newest backup that leads to the target is taken")
+            .help(format!("put the manifest back from a copy of the repository, then see: pgvault backup verify {id} --quick"))
+            .help(format!("give the backup up: pgvault backup delete {id}")),
         NotRecoverable::BackupNotUsable { .. } => refuse(ErrorCode::NoBackup)
             .because("without this WAL the backup cannot become consistent")
             .help("leave out --backup: the newest backup that leads to the target is taken"),

@@ -52,6 +52,7 @@ impl Survey {
             lineage: lineage.id(),
             segment_size: size,
             backups: Vec::new(),
+            unreadable: Vec::new(),
             coverage,
             tails: Vec::new(),
             histories: BTreeMap::new(),

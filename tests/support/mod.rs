@@ -5,6 +5,7 @@
 #![allow(missing_docs, reason = "fields that say all by their name")]
 
 pub mod attacked;
+pub mod exact;
 pub mod fake_s3;
 pub mod filler;
 pub mod follow_timer;
@@ -33,6 +34,7 @@ pub mod survivor;
 pub mod tap;
 pub mod tree;
 pub mod truth;
+pub mod two_backups;
 pub mod vault;
 pub mod wal_truth;
 pub mod waldump;

@@ -33,6 +33,7 @@ fn catalog() -> Catalog {
         lineage: LineageId { system_identifier: SYSTEM, number: 1 },
         segment_size: size(),
         backups: Vec::new(),
+        unreadable: Vec::new(),
         coverage,
         tails: Vec::new(),
         histories: BTreeMap::from([(tli(2), history)]),

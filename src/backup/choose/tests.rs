@@ -43,6 +43,7 @@ fn catalog(backups: Vec<Backup>, ranges: &[(u64, u64)]) -> Catalog {
         lineage: LineageId { system_identifier: SystemIdentifier::new(7), number: 1 },
         segment_size: SegmentSize::DEFAULT,
         backups,
+        unreadable: Vec::new(),
         coverage,
         tails: Vec::new(),
         histories: BTreeMap::new(),

@@ -126,7 +126,8 @@ async fn built_on(
     index: &ChunkIndex,
 ) -> std::result::Result<(Reference, Manifest), String> {
     let catalog = deps.repository.catalog().await.map_err(|error| format!("is not known: {error}"))?;
-    let backup = catalog.backups.iter().find(|backup| backup.id == *id).ok_or("is no more")?;
+    let gone = || if catalog.unreadable(id).is_some() { "has a manifest that cannot be read" } else { "is no more" };
+    let backup = catalog.backups.iter().find(|backup| backup.id == *id).ok_or_else(gone)?;
     if backup.damaged {
         return Err("is damaged".to_owned());
     }

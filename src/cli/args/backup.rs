@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{OfCluster, Rest, key_value};
+use super::{OfCluster, key_value};
 
 /// `backup …`
 #[derive(Debug, Subcommand)]
@@ -22,8 +22,8 @@ pub enum Backup {
     Keep(BackupPin),
     /// Unpin a backup
     Release(BackupPin),
-    /// Delete a backup (not available in this version)
-    Delete(Rest),
+    /// Delete a backup: its manifest and tables; packs and WAL stay
+    Delete(BackupDelete),
 }
 
 /// `backup now`
@@ -80,6 +80,16 @@ pub struct BackupPin {
     /// Why
     #[arg(long, default_value = "")]
     pub note: String,
+}
+
+/// `backup delete`
+#[derive(Args, Debug)]
+pub struct BackupDelete {
+    /// Its id, or the start of it
+    pub id: String,
+    /// Show what would go, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 /// How a backup is read from the server.

@@ -180,12 +180,12 @@ pub struct BackupSummary {
     pub lineage: Option<LineageId>,
     /// Where it stands.
     pub status: BackupStatus,
-    /// How it was read.
-    pub kind: BackupKind,
+    /// How it was read; `None` when its manifest cannot be read.
+    pub kind: Option<BackupKind>,
     /// From where: `stream` or `files`; `None` while it runs.
     pub source: Option<FileSource>,
     /// When it started.
-    pub started_at: PgTime,
+    pub started_at: Option<PgTime>,
     /// When it ended.
     pub stopped_at: Option<PgTime>,
     /// Where replay starts.
@@ -208,12 +208,44 @@ pub struct BackupSummary {
     pub keep: bool,
     /// Whether damage was found: on the server when it was taken, or by a verification.
     pub damaged: bool,
+    /// Why its manifest cannot be read: then it is never chosen, and nothing else is known of it.
+    pub problem: Option<String>,
     /// When it was last read whole and found right.
     pub verified_at: Option<PgTime>,
     /// What people wrote on it.
     pub annotations: BTreeMap<String, String>,
     /// The last moment that is reached from it.
     pub recoverable_to: Option<PgTime>,
+}
+
+impl BackupSummary {
+    /// A backup of which nothing is known.
+    pub(super) fn unknown() -> Self {
+        Self {
+            id: None,
+            cluster: String::new(),
+            lineage: None,
+            status: BackupStatus::Failed,
+            kind: None,
+            source: None,
+            started_at: None,
+            stopped_at: None,
+            start_lsn: None,
+            stop_lsn: None,
+            timeline: None,
+            postgres_version: None,
+            size_bytes: None,
+            stored_bytes: None,
+            new_bytes: None,
+            files: None,
+            keep: false,
+            damaged: false,
+            problem: None,
+            verified_at: None,
+            annotations: BTreeMap::new(),
+            recoverable_to: None,
+        }
+    }
 }
 
 /// The repository.

@@ -149,22 +149,44 @@ async fn two_writers_that_mark_at_once_lose_nothing() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_read_is_an_error_and_never_skipped() {
+async fn a_manifest_that_cannot_be_read_is_named_and_keeps_nobody_from_the_others() {
+    let faulty = Arc::new(Faulty::new(Arc::new(MemoryStorage::new())));
+    let lineage = lineage(Arc::<Faulty>::clone(&faulty)).await;
+    put_segment(&lineage, 5).await;
+    let other = commit(&lineage, &manifest(&lineage, 2, 5 * SIZE, 6 * SIZE)).await;
+    let key = commit(&lineage, &manifest(&lineage, 1, 5 * SIZE, 6 * SIZE)).await;
+    lineage.put_mark(&id(1), &mark(MarkKind::Keep)).await.unwrap();
+    let good = faulty.get(&key).await.unwrap().to_vec();
+    let mut flipped = good.clone();
+    flipped[50] ^= 1;
+    let swapped = faulty.get(&other).await.unwrap().to_vec();
+    for bytes in [flipped, good[..100].to_vec(), Vec::new(), swapped] {
+        replace(faulty.as_ref(), &key, bytes).await;
+        let catalog = lineage.catalog().await.unwrap();
+        assert_eq!(catalog.backups.iter().map(|backup| &backup.id).collect::<Vec<_>>(), [&id(2)]);
+        let [unreadable] = &catalog.unreadable[..] else { panic!("{:?}", catalog.unreadable) };
+        assert_eq!((&unreadable.id, unreadable.keep), (&id(1), true));
+        assert!(unreadable.reason.contains(key.as_str()), "{unreadable:?}");
+        // Which packs nobody needs is not known: nothing says that it is.
+        let usage = lineage.repository().cluster(lineage.cluster()).usage().await.unwrap_err();
+        assert!(matches!(&usage, RepositoryError::Damaged { key: named, .. } if *named == key), "{usage}");
+    }
+    // What the store does not give is no damage: then nothing is known.
+    for fault in [StorageErrorKind::Transient, StorageErrorKind::Denied, StorageErrorKind::NoKey] {
+        faulty.add(Rule::new(Fault::Fail(fault)).on(Operation::Get).key(key.as_str()));
+        assert!(lineage.catalog().await.is_err(), "{fault:?}");
+        faulty.heal();
+    }
+    replace(faulty.as_ref(), &key, good).await;
+    let catalog = lineage.catalog().await.unwrap();
+    assert_eq!((catalog.backups.len(), catalog.unreadable.len()), (2, 0));
+}
+
+#[tokio::test]
+async fn what_else_cannot_be_read_is_an_error_and_never_skipped() {
     let storage = Arc::new(MemoryStorage::new());
     let lineage = lineage(Arc::<MemoryStorage>::clone(&storage)).await;
     put_segment(&lineage, 5).await;
-    let key = commit(&lineage, &manifest(&lineage, 1, 5 * SIZE, 6 * SIZE)).await;
-    let good = storage.get(&key).await.unwrap().to_vec();
-    let mut flipped = good.clone();
-    flipped[50] ^= 1;
-    let other = manifest(&lineage, 2, 5 * SIZE, 6 * SIZE).seal().unwrap();
-    for bytes in [flipped, good[..100].to_vec(), other] {
-        replace(storage.as_ref(), &key, bytes).await;
-        let error = lineage.catalog().await.unwrap_err();
-        assert!(matches!(&error, RepositoryError::Damaged { key: named, .. } if *named == key), "{error}");
-    }
-    replace(storage.as_ref(), &key, good).await;
-    assert!(lineage.catalog().await.is_ok());
     // A segment that this cluster cannot have, and one that is encrypted.
     let impossible = format!("{}wal/00000001/00000000/000000010000000000001000.zst", lineage.keys().prefix());
     let encrypted = format!("{}.enc", lineage.keys().key(&LineageObject::Segment(name(1, 6))));
