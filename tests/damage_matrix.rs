@@ -9,20 +9,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgvault::backup::ReadKind;
+use pgvault::backup::{BackupDeps, BackupProgress, BackupRequest, PollRepository, ProgressSender, ReadKind, take};
+use pgvault::backup_verify::{self, BackupProblem, BackupVerifyProgress, BackupVerifyRequest};
 use pgvault::clock::{Clock, SystemClock};
 use pgvault::error::{Error, ErrorCode};
+use pgvault::primary::{CheckpointMode, ConnectOptions, Conninfo, Environment};
 use pgvault::repo_check::{self, RepoCheckRequest};
 use pgvault::repository::layout::{LineageObject, MarkKind, ObjectName, Parsed};
 use pgvault::repository::{GapDocument, LineageRepository, MarkDocument, Repository, RepositoryOptions};
 use pgvault::restore::{Effort, RestoreProgress, RestoreProgressSender, apply, plan};
 use pgvault::storage::local::LocalStorage;
 use recovery::{BackupId, RecoveryTarget};
-use wal::{Lsn, SegmentName, TimelineId};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use wal::{Lsn, SegmentName, TimelineHistory, TimelineId};
 
 use crate::support::attacked::Dice;
 use crate::support::generations::{begin, step};
-use crate::support::pg::{PgNode, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, test_dir};
 use crate::support::restored::{Scene, lsn, now};
 use crate::support::vault::Vault;
 
@@ -67,6 +71,15 @@ fn leaves_no_trace(sort: &str, damage: Damage) -> bool {
     damage == Damage::Deletion && matches!(sort, "tail" | "gap" | "mark") || (sort, damage) == ("mark", Damage::Swap)
 }
 
+/// Whether a history says what it said, whatever became of the words behind it.
+fn says_the_same(sort: &str, before: &[u8], after: &[u8]) -> bool {
+    let told = |bytes: &[u8]| {
+        let history = TimelineHistory::parse(TimelineId::new(9).unwrap(), bytes).ok()?;
+        Some(history.entries().iter().map(|entry| (entry.parent, entry.switch_point)).collect::<Vec<_>>())
+    };
+    sort == "history" && told(before).is_some() && told(before) == told(after)
+}
+
 /// Every file below a directory, by its path in it.
 fn tree(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let (mut found, mut open) = (BTreeMap::new(), vec![dir.to_owned()]);
@@ -96,6 +109,7 @@ struct Matrix {
     /// What each backup restores.
     references: BTreeMap<BackupId, BTreeMap<PathBuf, Vec<u8>>>,
     wal: BTreeMap<SegmentName, Vec<u8>>,
+    node: PgNode,
     _dir: tempfile::TempDir,
 }
 
@@ -116,8 +130,20 @@ impl Matrix {
             node.sql("INSERT INTO keys SELECT md5(g::text || clock_timestamp()) FROM generate_series(1, 3000) g");
             pipeline.wait_shipped(lsn(&node, "SELECT pg_current_wal_flush_lsn()"));
         }
+        // Two more timelines, each with a history and whole segments of its own.
+        for _ in 0..2 {
+            pipeline.wait_shipped(lsn(&node, "SELECT pg_current_wal_flush_lsn()"));
+            assert!(node.stop("fast", Duration::from_secs(30)));
+            fs::write(node.data.join("standby.signal"), "").unwrap();
+            give_to_server_user(&node.data.join("standby.signal"));
+            node.start();
+            node.promote();
+            for _ in 0..2 {
+                node.sql("INSERT INTO keys SELECT md5(g::text || clock_timestamp()) FROM generate_series(1, 12000) g");
+            }
+            pipeline.wait_shipped(lsn(&node, "SELECT pg_current_wal_flush_lsn()"));
+        }
         pipeline.stop();
-        assert!(node.stop("fast", Duration::from_secs(30)));
 
         let lineage = scene.vault.lineage();
         scene.vault.runtime.block_on(async {
@@ -163,7 +189,42 @@ impl Matrix {
             let restored = restore(&scene, &lineage, &to, Some(&backup.id)).unwrap_or_else(|error| panic!("{error}"));
             references.insert(restored, data(&to));
         }
-        Self { scene, objects, references, wal, _dir: dir }
+        Self { scene, objects, references, wal, node, _dir: dir }
+    }
+
+    /// A second backup over a damaged repository does not exist, or every byte of it is proven, or the damage that it shares
+    /// is named; which it was.
+    fn next_backup_is_whole_or_named(&self, repository: &Path, names: &[&str], what: &str) -> &'static str {
+        let conninfo = Conninfo::parse(&self.node.conninfo(), &Environment::default()).unwrap();
+        let server = ConnectOptions::new(conninfo, "test");
+        self.scene.vault.runtime.block_on(async {
+            let Ok(opened) = open(repository).await else { return "not opened" };
+            let Ok(Some(lineage)) = opened.cluster(&Vault::cluster()).newest_lineage().await else {
+                return "no lineage";
+            };
+            let deps = BackupDeps {
+                server: &server,
+                files: None,
+                repository: &lineage,
+                index_file: None,
+                wal: &PollRepository::new(lineage.clone()),
+                clock: &SystemClock,
+                random: 0x7777,
+                cancel: &CancellationToken::new(),
+            };
+            let request = BackupRequest { checkpoint: CheckpointMode::Fast, ..BackupRequest::default() };
+            let Ok(manifest) = take(&request, &deps, &ProgressSender::new(BackupProgress::default())).await else {
+                return "not taken";
+            };
+            let verify = BackupVerifyRequest { quick: false, jobs: 2, mark: false, now: now() };
+            let progress = watch::Sender::new(BackupVerifyProgress::default());
+            let report = backup_verify::run(&lineage, &manifest.id, &verify, &progress).await.unwrap();
+            // Its WAL is not stored.
+            let objects: Vec<_> = report.problems.iter().filter(|problem| !problem.object.contains("/wal/")).collect();
+            let is_named = |problem: &&&BackupProblem| names.contains(&problem.object.as_str());
+            assert!(objects.is_empty() || objects.iter().any(|problem| is_named(&problem)), "{what}: {objects:?}");
+            if objects.is_empty() { "proven" } else { "shares the damage, which is named" }
+        })
     }
 
     /// A copy of the repository in which one object is damaged.
@@ -291,6 +352,7 @@ fn every_damage_is_found(all: bool) {
         "lineage.json",
         "segment",
         "tail",
+        "history",
         "gap",
         "begun",
         "file table",
@@ -299,6 +361,7 @@ fn every_damage_is_found(all: bool) {
         "mark",
         "pack",
     ] {
+        let next_backup_after = EVERY[below(&mut random, EVERY.len())];
         let objects = matrix.objects.get(sort).unwrap_or_else(|| panic!("no {sort} is stored"));
         for object in chosen(objects, all, &mut random) {
             let sibling = objects.iter().find(|other| *other != object);
@@ -321,7 +384,17 @@ fn every_damage_is_found(all: bool) {
                         let read = |key: &str| fs::read(matrix.scene.installed.repository.join(key)).unwrap();
                         read(object) == read(sibling)
                     });
-                assert!(names || same || leaves_no_trace(sort, damage), "{what}: not named in: {said}");
+                let harmless = damage != Damage::Deletion && {
+                    let read = |repository: &Path| fs::read(repository.join(object)).unwrap();
+                    says_the_same(sort, &read(&matrix.scene.installed.repository), &read(&copy))
+                };
+                assert!(names || same || harmless || leaves_no_trace(sort, damage), "{what}: not named in: {said}");
+                let in_a_backup = ["file table", "backup_manifest", "manifest", "pack"].contains(&sort);
+                if in_a_backup && (all || damage == next_backup_after) {
+                    let named: Vec<&str> = [Some(object), sibling].into_iter().flatten().map(String::as_str).collect();
+                    let ended = matrix.next_backup_is_whole_or_named(&copy, &named, &what);
+                    println!("{sort:16} {damage:?}: the next backup is {ended}");
+                }
                 let recovered = matrix.recovers_exactly_or_refuses(&copy, &what);
                 println!("{sort:16} {damage:?}: {}", if recovered { "recovered exactly" } else { "refused" });
                 fs::remove_dir_all(copy).unwrap();

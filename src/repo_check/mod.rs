@@ -4,6 +4,7 @@
 //! space only is a remark.
 
 mod documents;
+mod histories;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -157,6 +158,7 @@ async fn one_lineage(
     report: &mut RepoReport,
 ) -> Result<bool> {
     documents::look(lineage, listed, report).await?;
+    histories::look(lineage, listed, report).await?;
     wal(lineage, request, report).await?;
     let committed = lineage.listed_backups().await?;
     unfinished(lineage, listed, &committed, report);
