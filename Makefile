@@ -23,7 +23,7 @@ integration: setup ## pgvault beside Patroni with etcd, and repmgr: switchovers 
 # Long scenarios, by name: `make test` leaves them out.
 CHAOS = failover::
 CHAOS += a_store_that_is_away_for_minutes every_operation_of_the_spool segments_of_a_gigabyte a_restart_with_a_gigabyte
-CHAOS += a_relation_of_more_than_a_gigabyte
+CHAOS += a_relation_of_more_than_a_gigabyte two_hundred_thousand_files a_file_beyond_the_octal_sizes
 CHAOS += power_loss:: recovery_point:: server_trouble::
 CHAOS += damage_of_every_object
 

@@ -29,6 +29,7 @@ use crate::support::pg::PgNode;
 mod commit;
 mod damage;
 mod interruption;
+mod moving;
 mod patches;
 mod sharing;
 mod weight;

@@ -1,6 +1,7 @@
 //! Does the daemon's memory stay small, however large the cluster, and while its store is away?
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -8,7 +9,7 @@ use serde_json::Value;
 use crate::support::attacked::{LIMIT, install, wait_shipped};
 use crate::support::fake_s3::{Conditions, FakeS3Process, Wrong};
 use crate::support::filler::Filler;
-use crate::support::pg::{PgNode, test_dir};
+use crate::support::pg::{PgNode, give_to_server_user, test_dir};
 use crate::support::pgvault::{Daemon, Pgvault};
 use crate::support::scene::store_at;
 
@@ -51,6 +52,79 @@ fn wal_and_a_backup_of_more_than_that_fit_into_it() {
     assert!(for_wal < LIMIT_MIB, "peak {for_wal} MiB for the WAL of {size} MiB");
     assert!(for_backup < LIMIT_MIB, "peak {for_backup} MiB for a backup of {size} MiB");
     daemon.stop();
+}
+
+#[test]
+#[ignore = "two hundred thousand files: make chaos"]
+fn two_hundred_thousand_files_fit_into_it_and_come_back() {
+    let dir = test_dir();
+    let mut node = PgNode::init(dir.path(), "primary", 17, &[], &[("autovacuum", "off")]);
+    // As many relations would leave: most of them empty, some a page long.
+    let database = node.data.join("base/5");
+    for number in 0..200_000_u32 {
+        let content: &[u8] = if number % 100 == 0 { &[7; 8192] } else { &[] };
+        fs::write(database.join((1_000_000 + number).to_string()), content).unwrap();
+    }
+    give_to_server_user(&node.data);
+    node.start();
+    let pgvault = install(dir.path());
+    pgvault.config_for(&node, "");
+    let daemon = pgvault.serve();
+    pgvault.wait_streaming();
+    // The second is compared with the first.
+    for _ in 0..2 {
+        let (code, backup) = pgvault.json(&["backup", "now", "main", "--wait", "--fast-checkpoint"]);
+        assert!(code == 0 && backup["files"].as_u64() > Some(200_000), "{backup}");
+    }
+    let peak = peak_mib(&daemon);
+    println!("200,000 files: peak {peak} MiB");
+    assert!(peak < LIMIT_MIB, "peak {peak} MiB");
+    daemon.stop();
+    let to = dir.path().join("restored");
+    pgvault.ok(["recover", "main", "--latest", "--to", to.to_str().unwrap()]);
+    for number in (0..200_000_u32).step_by(37) {
+        let name = (1_000_000 + number).to_string();
+        let restored = fs::read(to.join("base/5").join(&name)).unwrap();
+        assert!(restored == fs::read(database.join(&name)).unwrap(), "{name}");
+    }
+    assert_eq!(fs::read_dir(to.join("base/5")).unwrap().count(), fs::read_dir(&database).unwrap().count());
+}
+
+#[test]
+#[ignore = "a file of nine gigabytes: make chaos"]
+fn a_file_beyond_the_octal_sizes_of_tar_fits_into_it_and_comes_back() {
+    let dir = test_dir();
+    let mut node = PgNode::init(dir.path(), "primary", 17, &[], &[]);
+    let name = "base/5/as large as can be";
+    // Eleven octal digits end at 8 GiB: from there on a size is written in base 256.
+    let len = (8 << 30) + (1 << 20) + 17;
+    let marks = [0_u64, (4 << 30) - 5, (8 << 30) - 5, len - 10];
+    let file = fs::File::create(node.data.join(name)).unwrap();
+    file.set_len(len).unwrap();
+    for at in marks {
+        file.write_all_at(b"0123456789", at).unwrap();
+    }
+    drop(file);
+    give_to_server_user(&node.data);
+    node.start();
+    let pgvault = install(dir.path());
+    pgvault.config_for(&node, "");
+    let daemon = pgvault.serve();
+    pgvault.wait_streaming();
+    let (code, backup) = pgvault.json(&["backup", "now", "main", "--wait", "--fast-checkpoint"]);
+    assert!(code == 0 && backup["size_bytes"].as_u64() > Some(len), "{backup}");
+    let peak = peak_mib(&daemon);
+    assert!(peak < LIMIT_MIB, "peak {peak} MiB");
+    daemon.stop();
+    let to = dir.path().join("restored");
+    pgvault.ok(["recover", "main", "--latest", "--to", to.to_str().unwrap()]);
+    let restored = fs::File::open(to.join(name)).unwrap();
+    assert_eq!(restored.metadata().unwrap().len(), len);
+    for at in marks {
+        let mut found = [0; 10];
+        restored.read_exact_at(&mut found, at).unwrap();
+        assert_eq!(&found, b"0123456789", "at {at}");
+    }
 }
 
 /// What receiving and archiving may need at segments of 16 MB, in MiB.

@@ -4,18 +4,21 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pgvault::fault::FAULT_POINTS;
+use pgvault::fault::{BACKUP_FAULT_POINTS, FAULT_POINTS};
 use serde_json::Value;
 
 use crate::support::attacked::{Attacked, Dice, LIMIT, install, size, spool, wait_shipped};
 use crate::support::fake_s3::{Conditions, FakeS3Process, Wrong};
 use crate::support::filler::Filler;
+use crate::support::oracle::Oracle;
 use crate::support::pg::{PgNode, major, test_dir};
 use crate::support::pgvault::{Daemon, Pgvault};
+use crate::support::plain_restore::wait_until_writable;
 use crate::support::scene::store_at;
+use crate::support::truth::Target;
 
 /// Passed only at a timeline switch or when WAL is lost.
 const NOT_HERE: [&str; 4] =
@@ -138,6 +141,73 @@ fn a_killed_backup_is_no_backup_and_the_next_one_uses_what_it_stored() {
     assert_eq!(restored.sql(sums), it.node.sql(sums));
 }
 
+#[test]
+fn a_backup_that_is_killed_at_any_point_is_listed_only_when_it_is_whole() {
+    let it = Attacked::new(&[], "");
+    // What does not compress, so that what is stored twice would show.
+    it.node.sql("CREATE TABLE pads AS SELECT n, sha256(n::text::bytea) AS pad FROM generate_series(1, 100000) n");
+    for point in BACKUP_FAULT_POINTS {
+        let mut command = it.pgvault.command(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
+        let output = command.env("PGVAULT_FAULT_POINT", point).output().unwrap();
+        assert!(output.status.code().is_none(), "{point} was not passed: {output:?}");
+        let listed = backups(&it.pgvault);
+        assert_eq!(listed.len(), usize::from(*point == "backup.committed"), "{point}: {listed:?}");
+        let (code, report) = it.pgvault.json(&["repo", "check"]);
+        // A backup whose last WAL has not come yet is none that can be proven.
+        assert!(code == 0 || *point == "backup.committed", "{point}: {report}");
+    }
+    // It waits for its WAL, if anything, which the next one brings.
+    it.pgvault.ok(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
+    let listed = backups(&it.pgvault);
+    assert_eq!(listed.iter().map(|backup| &backup["status"]).collect::<Vec<_>>(), ["ok", "ok"], "{listed:?}");
+    let stored = listed[0]["stored_bytes"].as_u64().unwrap();
+    for backup in &listed {
+        let new = backup["new_bytes"].as_u64().unwrap();
+        assert!(new * 2 < stored, "{new} of {stored} bytes are new: what the killed ones stored is used");
+    }
+    let sum = "SELECT sum(hashtext(pad::text)) FROM pads";
+    for backup in &listed {
+        let (code, report) = it.pgvault.json(&["backup", "verify", backup["id"].as_str().unwrap()]);
+        assert_eq!(code, 0, "{report}");
+    }
+    assert_eq!(it.recover_latest("restored").sql(sum), it.node.sql(sum));
+}
+
+#[test]
+fn a_delta_over_a_server_that_went_on_is_exact_at_its_target() {
+    let it = Attacked::new(&[("autovacuum", "off")], "");
+    let daemon = it.pgvault.serve();
+    it.pgvault.wait_streaming();
+    let reference = it.reference();
+    let load = it.load();
+    load.wait_for_more(40);
+    it.pgvault.ok(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
+    load.wait_for_more(60);
+    let target = it.end();
+    load.wait_for_more(60);
+    load.stop();
+    it.node.sql("CHECKPOINT");
+    let end = it.end();
+    it.wait_shipped(end);
+    let truth = it.truth(reference, end);
+    daemon.stop();
+    // Everything in it went on behind the target, its WAL too.
+    let old = it.path("old");
+    let mut it = it;
+    assert!(it.node.stop("fast", LIMIT));
+    assert!(Command::new("cp").arg("-a").arg(&it.node.data).arg(&old).status().unwrap().success());
+    let mut node = PgNode::at(it.dir.path(), "old", it.node.major);
+    let (to, lsn) = (old.to_str().unwrap(), target.to_string());
+    it.pgvault.ok(["recover", "main", "--target-lsn", &lsn, "--action", "promote", "--delta", "--to", to]);
+    node.configure(&[]);
+    node.start();
+    wait_until_writable(&node);
+    let oracle = Oracle::new(&it.ledger, truth, Vec::new());
+    let verdict = oracle.check(&node, &Target::Lsn { lsn: target, inclusive: true });
+    assert!(verdict.expected > 60, "{verdict}");
+    verdict.assert_exact();
+}
+
 /// Whether an unfinished restore lies in a directory: pgvault's mark is there, and PostgreSQL refuses it.
 fn assert_cannot_be_started(node: &mut PgNode) {
     assert!(!node.data.join("global/pg_control").exists());
@@ -182,7 +252,7 @@ fn a_killed_restore_cannot_be_started_and_the_same_command_finishes_it() {
     it.pgvault.ok(command);
     node.configure(&[]);
     node.start();
-    crate::support::plain_restore::wait_until_writable(&node);
+    wait_until_writable(&node);
     let sums = "SELECT sum(hashtext(pad::text)) FROM big";
     assert_eq!(node.sql(sums), it.node.sql(sums));
 }

@@ -17,6 +17,7 @@ use super::request::{BackupDeps, BackupRequest};
 use super::server::connect;
 use super::upload::Destination;
 use crate::error::{Error, ErrorCode, Result};
+use crate::fault_point;
 use crate::repository::chunk_index::ChunkIndex;
 use crate::repository::file_table::CHUNK_SIZE;
 use crate::repository::manifest::{FileSource, Manifest};
@@ -46,6 +47,7 @@ pub async fn take(request: &BackupRequest, deps: &BackupDeps<'_>, progress: &Pro
     // Not in the select: a commit that has begun is carried through, else nobody knew whether the backup exists.
     let Ready { destination, manifest, noted } = ready?;
     put_manifest(&destination, &manifest).await?;
+    fault_point!("backup.committed");
     if let Some(noted) = noted {
         save(noted, deps).await;
     }
@@ -87,6 +89,7 @@ async fn until_commit(
 
     let started_at = PgTime::from(deps.clock.now());
     let id = claim(deps.repository, started_at, deps.random, request.label.as_deref()).await?;
+    fault_point!("backup.begun");
     let destination = destination(deps, id.clone());
     let label = request.label.clone().unwrap_or_else(|| id.to_string());
     let attempt =
@@ -107,6 +110,7 @@ async fn until_commit(
             copied => break copied.map_err(explain)?,
         }
     };
+    fault_point!("backup.copied");
     let stopped_at = PgTime::from(deps.clock.now());
 
     progress.send_modify(|progress| progress.phase = BackupPhase::Commit);
@@ -115,8 +119,10 @@ async fn until_commit(
         Some((_, kept)) => Some(store_postgres_manifest(&destination, kept).await.map_err(explain)?),
         None => None,
     };
+    fault_point!("backup.server_manifest_put");
     packs_exist(&destination, &packed.packs).await.map_err(explain)?;
     check_duration(started_at, PgTime::from(deps.clock.now()), doing)?;
+    fault_point!("backup.proven");
 
     let repository = deps.repository;
     let manifest = Manifest {

@@ -10,6 +10,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use super::error::CopyError;
 use crate::codec::digest::sha256;
 use crate::codec::{Compression, compress_frame};
+use crate::fault_point;
 use crate::repository::chunk_index::{ChunkIndex, pack_key};
 use crate::repository::file_table::PlainPart;
 use crate::repository::layout::{LineageKeys, LineageObject, ShortHash};
@@ -116,6 +117,7 @@ impl Destination {
         let prepared = self.objects.prepare(&pack_key(cluster, &pack.sha256), body, pack.sha256).await?;
         let stored = PackRef { sha256: prepared.sha256(), size: prepared.body().len() };
         let is_new = self.put(&pack_key(cluster, &stored.sha256), &prepared).await?;
+        fault_point!("backup.pack_put");
         Ok(Uploaded::Pack { ordinal, pack: stored, chunks: pack.chunks, is_new })
     }
 

@@ -12,8 +12,18 @@ use crate::support::pg::{PgNode, major, test_dir};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn damaged_pages_are_named_and_the_backup_is_taken() {
+    damaged_pages_are_named(major(15), &["--data-checksums"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_pages_are_named_with_the_checksums_of_postgresql_18() {
+    // It makes them without being asked.
+    damaged_pages_are_named(18, &[]).await;
+}
+
+async fn damaged_pages_are_named(major: u32, initdb: &[&str]) {
     let dir = test_dir();
-    let mut node = PgNode::init(dir.path(), "primary", major(15), &["--data-checksums"], &[("autovacuum", "off")]);
+    let mut node = PgNode::init(dir.path(), "primary", major, initdb, &[("autovacuum", "off")]);
     node.start();
     node.sql("CREATE TABLE t AS SELECT g AS a, md5(g::text) AS b FROM generate_series(1, 20000) g");
     let path = node.sql("SELECT pg_relation_filepath('t')");
@@ -26,6 +36,7 @@ async fn damaged_pages_are_named_and_the_backup_is_taken() {
     node.start();
     let bench = Bench::in_memory(&node).await;
     let manifest = bench.backup().await;
+    assert_eq!(manifest.data_checksums, Some(true));
     let damaged: Vec<(&str, u64)> = manifest.damaged_files.iter().map(|file| (&*file.path, file.pages)).collect();
     assert_eq!(damaged, [(path.as_str(), 2)]);
     assert!(bench.lineage.catalog().await.unwrap().backups[0].damaged);
