@@ -6,11 +6,11 @@ use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use wal::{Lsn, SegmentName, SegmentNumber, TimelineId};
 
-use crate::support::attacked::{Attacked, LIMIT, install, size, spool, wait_shipped};
+use crate::support::attacked::{Attacked, LIMIT, size, spool, wait_shipped};
 use crate::support::oracle::Oracle;
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::pgvault::Pgvault;
@@ -145,7 +145,7 @@ fn as_the_only_synchronous_standby_it_never_tells_more_than_the_spool_holds() {
     let settings = [STANDBY, ("synchronous_commit", "local"), ("wal_keep_size", "1GB")];
     let mut node = PgNode::init(dir.path(), "primary", 17, &["--wal-segsize=1"], &settings);
     node.start();
-    let pgvault = install(dir.path());
+    let pgvault = Pgvault::new(dir.path());
     let (proxy, audit) = audited(&node, &pgvault);
     pgvault.config(&format!(
         "[cluster.main]\nconninfo = \"host=127.0.0.1 port={} user=postgres\"\nschedule = \"\"\nmax_rpo = \"500ms\"\n{SYNCHRONOUS}",
@@ -203,7 +203,8 @@ fn position(pgvault: &Pgvault, name: &str) -> Option<Lsn> {
     pgvault.json(&["status", "main"]).1["clusters"][0]["wal"][name].as_str().map(|text| text.parse().unwrap())
 }
 
-/// A load, the repository away, then a fast stop, which must not wait for it; afterwards everything is brought home.
+/// A load, the repository away, then a fast stop, which must not wait for it; afterwards everything is brought home. The
+/// server must not lose its patience: then a stop that waits for pgvault never ends.
 fn stop_while_storage_is_down(settings: &[(&str, &str)], more: &str) {
     let mut it = Attacked::new(settings, more);
     let (proxy, told) = tap::tapped(it.node.port);
@@ -222,7 +223,7 @@ fn stop_while_storage_is_down(settings: &[(&str, &str)], more: &str) {
     load.wait_for_more(60);
     let shipped = position(&it.pgvault, "shipped_lsn");
     let asked = Instant::now();
-    assert!(it.node.stop("fast", Duration::from_secs(60)), "the primary's fast stop hangs");
+    assert!(it.node.stop("fast", LIMIT), "the primary's fast stop hangs");
     println!("the fast stop took {:?}", asked.elapsed());
     load.stop();
     {
@@ -234,8 +235,10 @@ fn stop_while_storage_is_down(settings: &[(&str, &str)], more: &str) {
             "{keepalives} keepalives, {during_the_stop} of them during the stop, {updates} status updates in {:?}",
             began.elapsed()
         );
-        assert!(during_the_stop <= 20, "{during_the_stop} keepalives during the stop");
-        assert!(keepalives as u64 <= 30 + 5 * began.elapsed().as_secs(), "{keepalives} in {:?}", began.elapsed());
+        // It asks ten times a second for as long as a sync takes, and that is as long as the disk likes.
+        let (stop, all) = (asked.elapsed().as_secs(), began.elapsed().as_secs());
+        assert!(during_the_stop as u64 <= 50 + 20 * stop, "{during_the_stop} keepalives in a stop of {stop} s");
+        assert!(keepalives as u64 <= 50 + 20 * all, "{keepalives} in {all} s");
     }
     // Its last record is durable here, though nothing could be stored.
     let checkpoint = last_checkpoint(&it.node);
@@ -248,12 +251,12 @@ fn stop_while_storage_is_down(settings: &[(&str, &str)], more: &str) {
 
 #[test]
 fn a_fast_stop_under_load_with_storage_down_is_not_delayed() {
-    stop_while_storage_is_down(&[], "");
+    stop_while_storage_is_down(&[("wal_sender_timeout", "0")], "");
 }
 
 #[test]
 fn a_fast_stop_is_not_delayed_by_the_only_synchronous_standby_either() {
-    stop_while_storage_is_down(&[STANDBY, ("synchronous_commit", "local")], SYNCHRONOUS);
+    stop_while_storage_is_down(&[STANDBY, ("synchronous_commit", "local"), ("wal_sender_timeout", "0")], SYNCHRONOUS);
 }
 
 #[test]
@@ -271,7 +274,7 @@ fn what_was_acknowledged_survives_the_end_of_the_primary_and_of_the_daemon() {
     load.wait_for_more(120);
     // Both die at once, and the primary's disk is gone: it is kept aside only to know what the truth was.
     daemon.kill();
-    assert!(it.node.stop("immediate", Duration::from_secs(30)));
+    assert!(it.node.stop("immediate", LIMIT));
     load.stop();
     let truth_dir = it.path("truth");
     fs::rename(it.node.data.join("pg_wal"), &truth_dir).unwrap();
@@ -282,6 +285,7 @@ fn what_was_acknowledged_survives_the_end_of_the_primary_and_of_the_daemon() {
     let daemon = it.pgvault.serve();
     let held = spool(&it.pgvault);
     assert!(held.exists());
+    it.pgvault.wait("what is held is known", LIMIT, || position(&it.pgvault, "flushed_lsn").is_some());
     let flushed = position(&it.pgvault, "flushed_lsn").unwrap();
     wait_shipped(&it.pgvault, flushed);
     daemon.stop();

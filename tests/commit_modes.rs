@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Child, Stdio};
 
-use crate::support::attacked::{LIMIT, install};
+use crate::support::attacked::LIMIT;
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::pgvault::Pgvault;
 use crate::support::proxy::Proxy;
@@ -42,7 +42,7 @@ fn commits_pass_in_every_mode_and_remote_apply_only_when_it_was_asked_for() {
     node.start();
     node.sql("CREATE TABLE t (mode text)");
     let (proxy, told) = tapped(node.port);
-    let pgvault = install(dir.path());
+    let pgvault = Pgvault::new(dir.path());
     config(&pgvault, &proxy, "");
     let daemon = pgvault.serve();
     wait_synchronous(&pgvault, &node);

@@ -5,11 +5,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
 
 use pgvault::repository::xact_search::WalSearch;
 use wal::{Lsn, PgTime, RestorePoint, SegmentSize, TimelineId, WalEvent, XactEnd, XactMark};
 
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::{stored_wal, wal_truth};
 
@@ -43,7 +43,7 @@ fn busy_node(base: &Path) -> PgNode {
     node.sql("SELECT length(pg_logical_emit_message(true, 'x', repeat('a', 2500000))::text)");
     node.sql("SELECT length(pg_logical_emit_message(false, 'x', repeat('b', 1500000))::text)");
     node.sql("INSERT INTO work(t) VALUES ('last')");
-    assert!(node.stop("fast", Duration::from_secs(60)));
+    assert!(node.stop("fast", LIMIT));
     node
 }
 

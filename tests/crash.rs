@@ -10,6 +10,7 @@ use pgvault::fault::FAULT_POINTS;
 use pgvault::wal_pipeline::WalStatus;
 use wal::{Lsn, SegmentName, SegmentSize, TimelineId};
 
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::vault::Vault;
 
@@ -37,7 +38,7 @@ fn a_process_that_dies() {
 fn die_at(point: &str, count: u64, dir: &Path, conninfo: &str, meanwhile: impl FnOnce()) {
     let mut child = start(&format!("{point}:{count}"), dir, conninfo);
     meanwhile();
-    let deadline = Instant::now() + Duration::from_secs(40);
+    let deadline = Instant::now() + LIMIT;
     loop {
         if let Some(status) = child.try_wait().unwrap() {
             assert_eq!(status.signal(), Some(6), "{point}: {status}");
@@ -76,7 +77,7 @@ fn busy_server(dir: &Path) -> (PgNode, Child) {
 
 fn load(node: &PgNode) -> Child {
     let quiet = || Stdio::null();
-    node.tool("pgbench").args(["-c", "2", "-T", "600", "-n"]).stdout(quiet()).stderr(quiet()).spawn().unwrap()
+    node.tool("pgbench").args(["-c", "2", "-T", "3600", "-n"]).stdout(quiet()).stderr(quiet()).spawn().unwrap()
 }
 
 fn end(mut load: Child) {
@@ -128,13 +129,13 @@ fn at_a_timeline_switch() {
         let mut standby = node.make_standby(dir.path(), "standby");
         standby.start();
         die_at(point, 1, dir.path(), &standby.conninfo(), || {
-            let deadline = Instant::now() + Duration::from_secs(30);
+            let deadline = Instant::now() + LIMIT;
             while standby.sql("SELECT count(*) FROM pg_stat_replication") != "1" {
                 assert!(Instant::now() < deadline, "never streaming");
                 std::thread::sleep(Duration::from_millis(50));
             }
             end(load);
-            assert!(node.stop("fast", Duration::from_secs(30)));
+            assert!(node.stop("fast", LIMIT));
             standby.promote();
             standby.sql("CREATE TABLE after (n int)");
         });

@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
+use crate::support::LIMIT;
 use crate::support::pg::{bin_dir, give_to_server_user, test_dir};
 use crate::support::pgvault::Pgvault;
 
@@ -59,7 +59,7 @@ fn an_interrupted_demo_takes_everything_away() {
     let mut demo =
         command.env("PGVAULT_DEMO_BIN", bin_dir(15)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     // initdb runs: the hardest moment, because it and its children write for a while after they are told to end.
-    pgvault.wait("initdb writes", Duration::from_secs(30), || place.join("data/base").exists());
+    pgvault.wait("initdb writes", LIMIT, || place.join("data/base").exists());
     let told = Command::new("kill").args(["-INT", &demo.id().to_string()]).status().unwrap();
     assert!(told.success());
     assert_eq!(demo.wait().unwrap().code(), Some(130));

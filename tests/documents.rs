@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, as_server_user, bin_dir, free_port, give_to_server_user, test_dir};
 use crate::support::pgvault::Pgvault;
 
@@ -45,6 +45,7 @@ impl Reader {
             ("PGHOST", "127.0.0.1".to_owned()),
             ("PGUSER", "postgres".to_owned()),
             ("PGDATABASE", "postgres".to_owned()),
+            ("PGCTLTIMEOUT", LIMIT.as_secs().to_string()),
             ("PGVAULT_CONFIG", pgvault.config.to_str().unwrap().to_owned()),
             ("RESTORE_DIR", in_restores("moment")),
             ("RESTORE_PORT", free_port().to_string()),
@@ -117,7 +118,7 @@ fn the_page_for_a_bad_night_brings_the_table_back() {
     node.sql("DROP TABLE important");
     node.sql("CREATE TABLE after_the_drop (id int)");
     let end = node.sql("SELECT pg_current_wal_flush_lsn()");
-    reader.pgvault.wait("the drop is in the repository", Duration::from_secs(60), || {
+    reader.pgvault.wait("the drop is in the repository", LIMIT, || {
         let shipped = reader.pgvault.json(&["status", "main"]).1["clusters"][0]["wal"]["shipped_lsn"].clone();
         let lsn = |text: &str| text.parse::<wal::Lsn>().unwrap();
         shipped.as_str().is_some_and(|shipped| lsn(shipped) >= lsn(&end))
@@ -127,7 +128,7 @@ fn the_page_for_a_bad_night_brings_the_table_back() {
     for (section, script) in shell_blocks("docs/RECOVERY.md") {
         if section.starts_with("2.") && script.contains("pg_wal_replay_resume") {
             let port = reader.has("RESTORE_PORT");
-            assert_eq!(reader.asks(port, "SET statement_timeout = '20s'; SELECT count(*) FROM important"), "SET\n200");
+            assert_eq!(reader.asks(port, "SET statement_timeout = '120s'; SELECT count(*) FROM important"), "SET\n200");
         }
         reader.runs(&script);
     }

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, sleep};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgvault::backup::{BackupPhase, BackupProgress, BackupRequest, FilesAccess, ProgressSender, ReadKind};
 use pgvault::error::{Error, ErrorCode};
@@ -15,6 +15,7 @@ use pgvault::primary::{CheckpointMode, MaxRate};
 use recovery::{Backup, BackupKind, FileSource, RecoveryTarget};
 use serde_json::Value;
 
+use crate::support::LIMIT;
 use crate::support::ledger::Ledger;
 use crate::support::oracle::compare;
 use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
@@ -181,10 +182,10 @@ fn is_restored_exactly_under_load(major: u32) {
         compare(&restored, &node).assert_exact();
         assert_eq!(restored.sql("SELECT count(*) FROM gone"), "0", "unlogged tables are empty after a recovery");
         assert_eq!(restored.sql("SELECT count(*), sum(i) FROM stays"), "100000|5000050000");
-        assert!(restored.stop("fast", Duration::from_secs(30)));
+        assert!(restored.stop("fast", LIMIT));
     }
     assert!(unlogged.exists());
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
 }
 
 #[test]
@@ -262,7 +263,7 @@ fn a_second_backup_reads_what_changed_and_is_what_the_server_would_have_sent() {
     assert!(told.read_bytes > 40_000_000);
 
     // What was noted counts for a running server, and for the very backup.
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
     node.start();
     pipeline.wait_streaming();
     let (after, told) = bench.backup(&node, ReadKind::Auto);
@@ -275,27 +276,36 @@ fn a_second_backup_reads_what_changed_and_is_what_the_server_would_have_sent() {
     assert_eq!(again.kind, BackupKind::Full);
     ship(&pipeline, &node);
     pipeline.stop();
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
 }
 
 #[test]
 fn a_file_that_changed_shortly_before_a_backup_is_read_by_the_next() {
     let dir = test_dir();
-    // Long enough that the backup begins within it on a busy machine.
-    let bench = Bench { settle: Duration::from_secs(7), ..Bench::new(dir.path()) };
+    let mut bench = Bench::new(dir.path());
     let mut node = quiet(dir.path(), "primary", major(17));
     node.sql("CREATE TABLE settled AS SELECT i, repeat('x', 300) FROM generate_series(1, 20000) i; CREATE TABLE young AS SELECT i, repeat('x', 300) FROM generate_series(1, 20000) i");
     let pipeline = bench.scene.vault.start(&node.conninfo());
     pipeline.wait_streaming();
+    // Long enough that a backup begins within it.
+    let begun = Instant::now();
+    bench.backup(&node, ReadKind::Auto);
+    bench.settle = (begun.elapsed() * 4).max(Duration::from_secs(5));
     node.sql("CHECKPOINT");
     sleep(bench.settle + Duration::from_millis(500));
     // Written a moment before the backup: another write in the same tick of the clock would not show.
     let young = File::options().write(true).read(true).open(relation_file(&node, "young")).unwrap();
     let mut byte = [0];
     young.read_exact_at(&mut byte, 0).unwrap();
-    young.write_all_at(&byte, 0).unwrap();
     let size = young.metadata().unwrap().len();
-    bench.backup(&node, ReadKind::Auto);
+    // On a busy machine one may take longer all the same: then once more.
+    let in_time = (0..4).any(|_| {
+        young.write_all_at(&byte, 0).unwrap();
+        let written = Instant::now();
+        bench.backup(&node, ReadKind::Auto);
+        written.elapsed() < bench.settle
+    });
+    assert!(in_time, "no backup takes less than {:?}", bench.settle);
     let (second, told) = bench.backup(&node, ReadKind::Auto);
     assert_eq!(second.kind, BackupKind::Incremental);
     assert!((size..size * 3 / 2).contains(&told.read_bytes), "{} of {size} bytes", told.read_bytes);
@@ -307,7 +317,7 @@ fn a_file_that_changed_shortly_before_a_backup_is_read_by_the_next() {
     }
     ship(&pipeline, &node);
     pipeline.stop();
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
 }
 
 #[test]
@@ -336,11 +346,11 @@ fn another_cluster_s_directory_is_refused_and_what_cannot_be_read_is_sent_by_the
     let reason = sent(&dir.path().join("nowhere"));
     assert!(reason.contains("nowhere") && reason.contains("No such file"), "{reason}");
     for node in [&mut standby, &mut other] {
-        assert!(node.stop("fast", Duration::from_secs(30)));
+        assert!(node.stop("fast", LIMIT));
     }
     ship(&pipeline, &node);
     pipeline.stop();
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
 }
 
 #[test]
@@ -369,7 +379,7 @@ fn without_the_right_to_start_a_backup_the_server_sends_and_the_grant_is_told() 
         assert_eq!(take(), (FileSource::Files, None));
         ship(&pipeline, &node);
         pipeline.stop();
-        assert!(node.stop("fast", Duration::from_secs(30)));
+        assert!(node.stop("fast", LIMIT));
     }
 }
 
@@ -419,7 +429,7 @@ fn a_standby_s_directory_is_backed_up_and_a_promotion_midway_makes_it_void() {
     let all = "SELECT count(*), sum(i), md5(string_agg(repeat, '' ORDER BY i)) FROM t";
     assert_eq!(restored.sql(all), node.sql(all));
     for node in [&mut restored, &mut standby, &mut node] {
-        assert!(node.stop("fast", Duration::from_secs(30)));
+        assert!(node.stop("fast", LIMIT));
     }
 }
 
@@ -446,7 +456,7 @@ fn a_damaged_page_is_told_and_its_file_is_read_every_time() {
     }
     ship(&pipeline, &node);
     pipeline.stop();
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
 }
 
 #[test]
@@ -458,18 +468,18 @@ fn a_backup_of_files_that_is_killed_is_no_backup_and_the_server_leaves_backup_mo
     pgvault.config_for(&node, &format!("data_directory = \"{}\"\n", node.data.display()));
     let daemon = pgvault.serve();
     pgvault.wait_streaming();
-    pgvault.ok(["backup", "now", "--fast-checkpoint", "--max-rate", "8MB/s"]);
+    pgvault.ok(["backup", "now", "--fast-checkpoint", "--max-rate", "4MB/s"]);
     let copying = |pgvault: &Pgvault| {
         let (_, body) = pgvault.http("/api/v1/backups/run?cluster=main&run=1");
         let run: Value = serde_json::from_str(&body).unwrap_or_default();
         run["progress"]["phase"] == BackupPhase::Copy.as_str()
             && run["progress"]["done_bytes"].as_u64() > Some(10 << 20)
     };
-    pgvault.wait("the copy", Duration::from_secs(60), || copying(&pgvault));
+    pgvault.wait("the copy", LIMIT, || copying(&pgvault));
     let held = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgvault%' AND backend_type = 'client backend'";
     assert_ne!(node.sql(held), "0");
     daemon.kill();
-    pgvault.wait("the end of the session", Duration::from_secs(30), || node.sql(held) == "0");
+    pgvault.wait("the end of the session", LIMIT, || node.sql(held) == "0");
 
     let daemon = pgvault.serve();
     pgvault.wait_streaming();
@@ -488,5 +498,5 @@ fn a_backup_of_files_that_is_killed_is_no_backup_and_the_server_leaves_backup_mo
     let shown = pgvault.ok(["backup", "list"]);
     assert!(shown.contains("SOURCE") && shown.contains("files"), "{shown}");
     daemon.stop();
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
 }

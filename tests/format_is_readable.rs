@@ -16,6 +16,7 @@ use pgvault::repository::{LineageRepository, MarkDocument};
 use tokio_util::sync::CancellationToken;
 use wal::{PgTime, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId, WalRange};
 
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
 use crate::support::tree::files_below;
 use crate::support::{stored_wal, wal_truth};
@@ -47,7 +48,7 @@ impl Wal {
         node.sql("CREATE TABLE t AS SELECT g, md5(g::text) m FROM generate_series(1, 20000) g");
         node.sql("SELECT pg_create_restore_point('before the end'), pg_switch_wal()");
         node.sql("INSERT INTO t SELECT g, 'last' FROM generate_series(1, 1500) g");
-        assert!(node.stop("fast", Duration::from_secs(60)));
+        assert!(node.stop("fast", LIMIT));
         let size = SegmentSize::new(1 << 20).unwrap();
         let (first, bytes) = wal_truth::all_wal(&node.data.join("pg_wal"), size);
         let start = first.number(size).unwrap().start(size);
@@ -156,7 +157,7 @@ impl BackedUp {
 
     /// Stops the server and stores all of its WAL.
     async fn store_wal(&mut self) {
-        assert!(self.node.stop("fast", Duration::from_secs(60)));
+        assert!(self.node.stop("fast", LIMIT));
         let size = self.lineage.segment_size();
         let (first, bytes) = wal_truth::all_wal(&self.node.data.join("pg_wal"), size);
         let start = first.number(size).unwrap().start(size);
@@ -205,7 +206,7 @@ async fn a_cluster_is_restored_and_recovered_without_pgvault() {
     }
     let mut restored = restored;
     restored.start();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + LIMIT;
     while restored.sql("SELECT pg_is_in_recovery()") != "f" {
         assert!(Instant::now() < deadline, "never promoted:\n{}", restored.log());
         std::thread::sleep(Duration::from_millis(50));

@@ -5,10 +5,11 @@ mod holes;
 mod ways;
 mod whole;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use wal::{Lsn, SegmentName, SegmentSize, TimelineId};
 
+use crate::support::LIMIT;
 use crate::support::pg::PgNode;
 
 const SIZE: u64 = 1 << 20;
@@ -27,7 +28,7 @@ fn flush_lsn(node: &PgNode) -> Lsn {
 /// Makes the server write WAL until it has none of the segment at `held` any more.
 fn make_forget(node: &PgNode, held: Lsn) {
     let file = node.data.join("pg_wal").join(segment(held).to_string());
-    let deadline = Instant::now() + Duration::from_secs(120);
+    let deadline = Instant::now() + LIMIT;
     while file.exists() {
         assert!(Instant::now() < deadline, "{} is still there", file.display());
         node.sql("SELECT pg_logical_emit_message(false, 'filler', repeat('x', 100000)) FROM generate_series(1, 12)");

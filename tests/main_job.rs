@@ -154,7 +154,7 @@ fn a_dropped_table_can_be_looked_at_while_recovery_is_paused() {
     scene.node.sql("DROP TABLE precious");
     scene.more(20);
     let oracle = scene.settle();
-    let look = "SET statement_timeout = '20s'; SELECT count(*), max(i) FROM precious";
+    let look = "SET statement_timeout = '120s'; SELECT count(*), max(i) FROM precious";
     for action in ["pause", "promote"] {
         let mut node = scene.recover(&["--target-time", &before.to_string(), "--action", action]);
         node.start();

@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
 
 use wal::{Lsn, SegmentSize, TimelineId};
 
+use crate::support::LIMIT;
 use crate::support::ledger::Ledger;
 use crate::support::oracle::{Fault, Oracle, Verdict};
 use crate::support::pg::{PgNode, test_dir};
@@ -60,7 +60,7 @@ impl Past {
         let end = node.sql("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
         reference.wait_for(&node, end);
         reference.stop();
-        assert!(node.stop("immediate", Duration::from_secs(30)));
+        assert!(node.stop("immediate", LIMIT));
         let truth = Truth::read(&dir.path().join("reference"), TimelineId::FIRST, SegmentSize::new(1 << 20).unwrap());
         let oracle = Oracle::new(&ledger, truth, barriers);
         Self { dir, backup, oracle, end }
@@ -205,7 +205,7 @@ fn an_index_that_lost_entries_is_rejected() {
     let target = Target::EndOfWal(past.end);
     let mut node = past.restore("index", &target);
     let file = node.data.join(node.sql("CHECKPOINT; SELECT pg_relation_filepath('ledger_pkey')"));
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
     let mut bytes = fs::read(&file).unwrap();
     // The second page is a leaf: an entry that points to another row.
     let entry = &mut bytes[2 * 8192 - 64..2 * 8192 - 32];
@@ -261,7 +261,7 @@ fn the_load_and_the_truth_go_on_through_a_crash_and_a_promotion() {
     load.wait_for_more(100);
 
     load.redirect(&standby);
-    assert!(primary.stop("fast", Duration::from_secs(60)), "waits until the standby has everything");
+    assert!(primary.stop("fast", LIMIT), "waits until the standby has everything");
     receiving.stop();
     standby.promote();
     let receiving = ReceiveWal::start(&standby, &reference);

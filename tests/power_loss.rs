@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 
 use wal::{Lsn, SystemIdentifier};
 
-use crate::support::attacked::{Dice, LIMIT, install, size, wait_shipped};
+use crate::support::attacked::{Dice, LIMIT, size, wait_shipped};
 use crate::support::ledger::Ledger;
 use crate::support::oracle::Oracle;
 use crate::support::pg::{PgNode, give_to_server_user, test_dir};
@@ -38,7 +38,7 @@ impl Pgbench {
         let init = node.tool("pgbench").args(["-i", "-q"]).output().unwrap();
         assert!(init.status.success(), "{}", String::from_utf8_lossy(&init.stderr));
         let quiet = Stdio::null;
-        let child = node.tool("pgbench").args(["-c", "4", "-T", "600", "-n"]).stdout(quiet()).stderr(quiet()).spawn();
+        let child = node.tool("pgbench").args(["-c", "4", "-T", "3600", "-n"]).stdout(quiet()).stderr(quiet()).spawn();
         Self(child.unwrap())
     }
 }
@@ -63,7 +63,7 @@ impl Scene {
         ];
         let mut node = PgNode::init(dir.path(), "primary", 17, &["--wal-segsize=1"], &settings);
         node.start();
-        let pgvault = install(dir.path());
+        let pgvault = Pgvault::new(dir.path());
         let (proxy, told) = tapped(node.port);
         pgvault.config(&format!(
             "[cluster.main]\nconninfo = \"host=127.0.0.1 port={} user=postgres\"\nschedule = \"\"\nmax_rpo = \"500ms\"\n\

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use pgvault::primary::sql::{self, SqlSession};
 use pgvault::primary::{ConnectOptions, Conninfo, Environment, PgError, ReplicationConnection};
 
+use crate::support::LIMIT;
 use crate::support::pg::PgNode;
 
 mod authentication;
@@ -55,7 +56,7 @@ fn reload(node: &PgNode) {
     let loaded = || sql_by_socket(node, "SELECT pg_conf_load_time()");
     let before = loaded();
     sql_by_socket(node, "SELECT pg_reload_conf()");
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + LIMIT;
     while loaded() == before {
         assert!(Instant::now() < deadline, "the server does not reload");
         std::thread::sleep(Duration::from_millis(20));

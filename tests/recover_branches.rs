@@ -1,11 +1,10 @@
 //! Does recovery stay on the branch that is meant, when the history of a cluster has several?
 
-use std::time::Duration;
-
 use pgvault::restore::window;
 use recovery::{Note, RecoveryTarget, TargetAction, TargetTimeline, Window};
 use wal::{Lsn, PgTime, TimelineId};
 
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, major, test_dir};
 use crate::support::restored::{Scene, lsn, now, wait_paused, wait_promoted};
 
@@ -53,7 +52,7 @@ fn a_recovery_that_was_promoted_is_a_branch_and_both_can_be_recovered() {
         primary.sql("SELECT pg_create_restore_point('left_behind')");
         primary.sql("INSERT INTO t VALUES (3)");
     });
-    assert!(primary.stop("fast", Duration::from_secs(30)));
+    assert!(primary.stop("fast", LIMIT));
 
     // Back to before 2, and on from there.
     let promoted = scene.recover("promoted", major(16), |request| {

@@ -7,7 +7,7 @@ use std::{fmt, fs};
 use serde_json::Value;
 use wal::{Lsn, PgTime};
 
-use crate::support::attacked::{Attacked, Dice, LIMIT, install, size, stored, wait_shipped};
+use crate::support::attacked::{Attacked, Dice, LIMIT, size, stored, wait_shipped};
 use crate::support::ledger::{Attempt, Ledger};
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::pgvault::Pgvault;
@@ -52,7 +52,7 @@ fn lose_both(dice: &mut Dice, latency: Duration) -> Loss {
     let dir = test_dir();
     let mut node = PgNode::init(dir.path(), "primary", 17, &["--wal-segsize=1"], &[("wal_keep_size", "1GB")]);
     node.start();
-    let pgvault = install(dir.path());
+    let pgvault = Pgvault::new(dir.path());
     pgvault.config(&format!("[cluster.main]\nconninfo = \"{}\"\nschedule = \"\"\nmax_rpo = \"1s\"\n", node.conninfo()));
     store_in_s3(&pgvault);
     let slow = Proxy::start(s3_port());
@@ -65,8 +65,11 @@ fn lose_both(dice: &mut Dice, latency: Duration) -> Loss {
     pgvault.ok(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
     let ledger = Ledger::create(&node, &dir.path().join("ledger"), None);
     let load = ledger.slow_load(&node, 3, Duration::from_millis(30));
-    load.wait_for_more(30);
+    load.wait_for_more(70);
+    let begun: Lsn = node.sql("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
+    wait_shipped(&pgvault, begun);
     dice.pause(1500, 6000);
+    let shipped: Lsn = wal_status(&pgvault)["shipped_lsn"].as_str().unwrap().parse().unwrap();
     node.kill();
     daemon.kill();
     load.stop();
@@ -100,6 +103,9 @@ fn lose_both(dice: &mut Dice, latency: Duration) -> Loss {
     assert!(restored.stop("immediate", LIMIT));
     let loss = Loss { acknowledged: acknowledged.len(), lost: lost.len(), span, tails };
     println!("{loss}");
+    // What was said to be stored is there, whatever the time that it took.
+    let false_promise = lost.iter().find(|attempt| attempt.acknowledged <= Some(shipped));
+    assert!(false_promise.is_none(), "{false_promise:?} is lost, and {shipped} was shipped");
     loss
 }
 
@@ -125,9 +131,8 @@ fn the_bucket_alone_gives_back_all_but_the_last_moments() {
     let mut dice = Dice::new();
     println!("seed {}", dice.seed);
     let loss = lose_both(&mut dice, Duration::ZERO);
-    assert!(loss.acknowledged > 60, "{loss}");
-    // Loose: a machine on which everybody tests at once. `make chaos` tells the figures.
-    assert!(loss.span < Duration::from_secs(10), "{loss}");
+    // How long the moments are depends on the machine: `make chaos` tells the figures.
+    assert!(loss.acknowledged > 60 && loss.lost < loss.acknowledged, "{loss}");
 }
 
 #[test]
@@ -165,7 +170,7 @@ fn what_is_told_of_the_recovery_point_is_the_age_of_the_oldest_commit_that_is_no
     let mut node = PgNode::init(dir.path(), "primary", 17, &["--wal-segsize=1"], &[]);
     node.start();
     node.sql("CREATE TABLE t (n int)");
-    let pgvault = install(dir.path());
+    let pgvault = Pgvault::new(dir.path());
     pgvault.config(&format!("[cluster.main]\nconninfo = \"{}\"\nschedule = \"\"\nmax_rpo = \"1s\"\n", node.conninfo()));
     store_in_s3(&pgvault);
     let road = Proxy::start(s3_port());
@@ -193,7 +198,9 @@ fn what_is_told_of_the_recovery_point_is_the_age_of_the_oldest_commit_that_is_no
         let [least, most] = [before, after].map(|now| (now - first) as f64 / 1e6);
         let rpo = told["rpo_seconds"].as_f64().unwrap();
         // It is told twice a second; the clocks of the two are one.
-        assert!(rpo <= most + 0.1 && rpo >= least - 2.0, "{rpo} is not between {least} and {most}");
+        assert!(rpo <= most + 0.1, "{rpo} is more than {most}");
+        let grows = || wal_status(&pgvault)["rpo_seconds"].as_f64() >= Some(least);
+        pgvault.wait("it grows with the clock", LIMIT, grows);
         assert!(told["shipped_lsn"].as_str().unwrap().parse::<Lsn>().unwrap() < end, "{told}");
         let (_, metrics) = pgvault.http("/metrics");
         let metric = metrics.lines().find(|line| line.starts_with("pgvault_rpo_seconds{")).unwrap();

@@ -8,11 +8,11 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use pgvault::restore::{RestoreOutcome, RestoreRequest};
 use recovery::{RecoveryTarget, TargetTimeline};
 
+use crate::support::LIMIT;
 use crate::support::generations::{begin, contents, step};
 use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
 use crate::support::restored::{Scene, lsn, wait_promoted};
@@ -42,7 +42,7 @@ fn changed_since(dir: &Path, major: u32, prepare: impl FnOnce(&PgNode)) -> (Scen
     let expected = contents(&node);
     pipeline.wait_shipped(lsn(&node, "SELECT pg_current_wal_flush_lsn()"));
     pipeline.stop();
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
     give_to_server_user(&scene.installed.repository);
     (scene, node, expected)
 }
@@ -134,7 +134,7 @@ fn a_delta_is_a_plain_restore(major: u32) {
 
     let mut node = node;
     opens_with(&mut node, &expected);
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
 
     // Over what a server has written since, another branch, with WAL of its own.
     worn(&node.data);
@@ -180,7 +180,7 @@ fn a_former_primary_that_went_its_own_way_comes_back_without_what_it_wrote() {
     clone.sql("INSERT INTO t VALUES (40000)");
     pipeline.wait_shipped(lsn(&clone, "SELECT pg_current_wal_flush_lsn()"));
     pipeline.stop();
-    assert!(node.stop("immediate", Duration::from_secs(30)));
+    assert!(node.stop("immediate", LIMIT));
     give_to_server_user(&scene.installed.repository);
     let outcome = delta(&scene, &node.data, |request| request.recovery.timeline = Some(TargetTimeline::Latest));
     assert!(outcome.kept_bytes > 0);
@@ -192,7 +192,7 @@ fn a_former_primary_that_went_its_own_way_comes_back_without_what_it_wrote() {
     wait_promoted(&node);
     let rows = "SELECT count(*), min(n), max(n), to_regclass('of_nobody') IS NULL FROM t";
     assert_eq!(node.sql(rows), "10003|1|40000|t");
-    assert!(clone.stop("fast", Duration::from_secs(30)));
+    assert!(clone.stop("fast", LIMIT));
 }
 
 #[test]

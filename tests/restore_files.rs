@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::time::Duration;
 
 use pgvault::error::ErrorCode;
 use pgvault::restore::RestoreRequest;
@@ -14,6 +13,7 @@ use recovery::settings::StandbySettings;
 use recovery::{RecoveryTarget, StopAt, TargetAction};
 use wal::PgTime;
 
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, am_root, as_server_user, bin_dir, give_to_server_user, major, test_dir};
 use crate::support::restored::{Scene, listing, lsn, wait_paused, wait_promoted};
 
@@ -70,7 +70,7 @@ fn every_kind_of_target_recovers_what_was_committed_until_then() {
         });
         wait_paused(&restored);
         assert_eq!(rows(&restored), expected, "{name}");
-        assert!(restored.stop("fast", Duration::from_secs(30)));
+        assert!(restored.stop("fast", LIMIT));
     }
     // Without a target it ends at the end of the WAL, and is a server of its own.
     let restored = scene.recover("latest", major(17), |_| ());
@@ -90,7 +90,7 @@ fn every_kind_of_target_recovers_what_was_committed_until_then() {
     let error =
         scene.plan(&scene.request(&dir.path().join("x"), RecoveryTarget::Name("other".to_owned()))).unwrap_err();
     assert_eq!((error.code(), error.code().exit_code()), (ErrorCode::TargetUnknown, 8));
-    assert!(primary.stop("fast", Duration::from_secs(30)));
+    assert!(primary.stop("fast", LIMIT));
 }
 
 /// A node with one backup and some WAL behind it, no longer running.
@@ -106,7 +106,7 @@ fn backed_up(dir: &Path, major: u32, prepare: impl FnOnce(&PgNode)) -> Scene {
     insert(&primary, 2);
     pipeline.wait_shipped(lsn(&primary, "SELECT pg_current_wal_flush_lsn()"));
     pipeline.stop();
-    assert!(primary.stop("fast", Duration::from_secs(30)));
+    assert!(primary.stop("fast", LIMIT));
     scene
 }
 
@@ -207,7 +207,7 @@ fn a_restore_that_was_interrupted_cannot_be_started_and_can_be_run_again() {
     // Now it is a cluster like any other: nothing is restored over it.
     let refused = scene.plan(&again).unwrap_err();
     assert!(refused.message().contains("a server runs in it"), "{refused}");
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
     assert_eq!(scene.plan(&again).unwrap_err().code(), ErrorCode::TargetDirectory);
 }
 
@@ -295,7 +295,7 @@ fn a_standby_gets_its_settings_and_streams() {
     });
     insert(&primary, 2);
     crate::support::restored::wait(&standby, "SELECT count(*) = 2 FROM t");
-    assert_eq!(primary.sql("SELECT active FROM pg_replication_slots WHERE slot_name = 's1'"), "t");
+    crate::support::restored::wait(&primary, "SELECT active FROM pg_replication_slots WHERE slot_name = 's1'");
     assert_eq!(standby.sql("SHOW recovery_target_timeline"), "latest");
     assert_eq!(standby.sql("SHOW recovery_target_name"), "");
     pipeline.stop();

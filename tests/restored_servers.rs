@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use recovery::{Backup, RecoveryTarget};
 
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, as_server_user, bin_dir, give_to_server_user, test_dir};
 use crate::support::restored::{Scene, lsn, wait_paused, wait_promoted};
 use crate::support::tree::tree;
@@ -21,7 +22,7 @@ impl<'a> Started<'a> {
         let mut server = as_server_user(bin_dir(node.major).join("postgres"));
         let child = server.arg("-D").arg(directory).args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let mut started = Self(node, child.unwrap());
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + LIMIT;
         while node.try_sql("SELECT 1").is_err() {
             assert!(started.1.try_wait().unwrap().is_none() && Instant::now() < deadline, "does not start");
             std::thread::sleep(Duration::from_millis(50));
@@ -134,7 +135,7 @@ fn a_restore_that_is_slowed_down_is_the_same_restore() {
     let scene = Scene::new(dir.path());
     let mut node = PgNode::start_new(dir.path(), "primary", 17);
     let backup = back_up(&scene, &node);
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
     give_to_server_user(&scene.installed.repository);
     let target = dir.path().join("restored");
     let to = target.to_str().unwrap();
@@ -151,7 +152,7 @@ fn a_restore_that_is_slowed_down_is_the_same_restore() {
 fn beyond_a_gigabyte(node: &mut PgNode) -> PathBuf {
     node.sql("CREATE TABLE big AS SELECT g, repeat('x', 500) x FROM generate_series(1, 20000) g");
     let path = node.data.join(node.sql("SELECT pg_relation_filepath('big')"));
-    assert!(node.stop("fast", Duration::from_secs(60)));
+    assert!(node.stop("fast", LIMIT));
     // Pages of zeros are new pages: a relation of 1 GiB and a second segment.
     fs::File::options().write(true).open(&path).unwrap().set_len(1 << 30).unwrap();
     let second = path.with_extension("1");

@@ -12,6 +12,7 @@ use pgvault::storage::{
     StorageErrorKind, StorageMeter, StorageOptions, open,
 };
 
+use crate::support::LIMIT;
 use crate::support::fake_s3::{Conditions, FakeS3, SECRET, Wrong};
 use crate::support::s3;
 
@@ -335,7 +336,7 @@ async fn an_upload_whose_caller_goes_away_is_taken_back() {
     fake.wrong("complete", "a", 1..=1, Wrong::Hang);
     let digest = sha256(&bytes);
     let task = tokio::spawn(async move { store.put_new(&key("a"), body, digest).await });
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + LIMIT;
     while !fake.operations().contains(&"complete") {
         assert!(Instant::now() < deadline, "the upload does not come to its end");
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -393,7 +394,7 @@ async fn a_store_that_never_answers_is_given_up() {
 }
 
 async fn await_no_uploads(fake: &FakeS3) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + LIMIT;
     while fake.uploads() > 0 {
         assert!(Instant::now() < deadline, "an upload stays");
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -8,10 +8,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use wal::Lsn;
 
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::pgvault::Pgvault;
-
-const LIMIT: Duration = Duration::from_secs(90);
 
 struct Setup {
     primary: PgNode,
@@ -88,11 +87,15 @@ fn every_member_keeps_what_is_not_held_yet_and_lets_go_of_the_rest() {
     setup.pgvault.wait("the slots of idle members move on", LIMIT, || setup.nodes().all(follows));
 
     // One that vanished on a standby is made again; one that somebody else uses is left alone.
-    setup.standbys[0].sql("SELECT pg_drop_replication_slot('pgvault')");
+    // It may be moved on in this very moment.
+    setup.pgvault.wait("it is dropped", LIMIT, || {
+        setup.standbys[0].try_sql("SELECT pg_drop_replication_slot('pgvault')").is_ok()
+    });
     setup.pgvault.wait("a slot on every member again", LIMIT, all_have);
 
     // What pgvault does not hold stays on every member while it is away.
     daemon.stop();
+    setup.nodes().for_each(|node| node.wait_idle("pgvault"));
     let held: Vec<Lsn> = setup.nodes().map(|node| restart(node, "pgvault").unwrap()).collect();
     setup.write();
     std::thread::sleep(Duration::from_secs(1));
@@ -175,8 +178,9 @@ fn members_that_only_patroni_names_are_kept_too_and_a_disagreement_is_told() {
     let all_have = || setup.nodes().all(|node| restart(node, "pgvault").is_some());
     setup.pgvault.wait("a slot on every member", LIMIT, all_have);
     setup.pgvault.wait("all agree", LIMIT, || patroni("ok"));
-    let status = setup.pgvault.json(&["status"]).1;
-    assert_eq!(status["clusters"][0]["slots"].as_array().unwrap().len(), 3, "{status}");
+    setup.pgvault.wait("status shows them", LIMIT, || {
+        setup.pgvault.json(&["status"]).1["clusters"][0]["slots"].as_array().is_some_and(|slots| slots.len() == 3)
+    });
 
     // Patroni's word alone moves nothing: the one that it calls the leader is a standby.
     *told.lock().unwrap() = members(1);
@@ -184,6 +188,7 @@ fn members_that_only_patroni_names_are_kept_too_and_a_disagreement_is_told() {
     let status = setup.pgvault.json(&["status"]).1;
     assert_eq!(status["clusters"][0]["primary"]["port"], setup.primary.port, "{status}");
     daemon.stop();
+    setup.nodes().for_each(|node| node.wait_idle("pgvault"));
 
     // The commands know all members as well.
     let (code, dropped) = setup.pgvault.json(&["slot", "drop", "--yes"]);

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use wal::{Lsn, SegmentName, SegmentSize, SystemIdentifier, TimelineId, WalEvent, WalReader, read_segment_header};
 
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::wal_truth;
 
@@ -42,7 +43,7 @@ impl RealWal {
                 // Records longer than pages, so that many span pages and some span segments.
                 node.sql("SELECT pg_logical_emit_message(true, 'p', repeat('x', 90000))");
             }
-            assert!(node.stop("fast", std::time::Duration::from_secs(30)));
+            assert!(node.stop("fast", LIMIT));
             let (first, mut bytes) = wal_truth::all_wal(&node.data.join("pg_wal"), size());
             // What follows the end is of recycled segments: a stream never carries it.
             let start = first.number(size()).unwrap().start(size());
@@ -85,7 +86,7 @@ impl RealWal {
     }
 
     fn open(&self, dir: &Path) -> Spool {
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let deadline = std::time::Instant::now() + LIMIT;
         loop {
             match Spool::open(self.options(dir)) {
                 // Other tests start programs: between fork and exec such a child holds the lock that was just given up.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::LIMIT;
 use crate::support::proxy::{Direction, Proxy};
 
 /// A server that sends back what it gets, and ends when its client does; its port.
@@ -30,7 +31,7 @@ fn echo_server() -> u16 {
 
 fn connect(proxy: &Proxy) -> TcpStream {
     let stream = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
     stream
 }
 
@@ -90,7 +91,7 @@ fn a_stall_holds_one_direction_until_it_is_healed() {
     let error = stream.read(&mut [0; 1]).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
     proxy.heal();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
     let mut answer = [0; 1];
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"b");

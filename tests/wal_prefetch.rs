@@ -286,7 +286,7 @@ fn a_server_that_is_told_to_stop_while_it_waits_for_the_store_stops() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let told = Instant::now();
-    assert!(node.stop("fast", Duration::from_secs(60)), "it did not stop");
+    assert!(node.stop("fast", LIMIT), "it did not stop");
     println!("stopped after {:?}", told.elapsed());
     wait_until("nothing of it is left", || processes(&[node.data.to_str().unwrap()]).is_empty());
     it.end();

@@ -11,6 +11,7 @@ use wal::{
     XactIndex,
 };
 
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::{wal_truth, waldump};
 
@@ -96,7 +97,7 @@ fn a_record_lost_in_a_crash_is_read_as_given_up() {
         }
         node.start();
         node.sql("INSERT INTO t VALUES (2)");
-        assert!(node.stop("fast", Duration::from_secs(60)));
+        assert!(node.stop("fast", LIMIT));
 
         let (first, bytes) = wal_truth::all_wal(&pg_wal, size);
         let start = first.number(size).unwrap().start(size);
@@ -124,15 +125,15 @@ fn a_promotion_is_read_through_along_the_path_of_the_new_timeline() {
     standby.start();
     primary.sql("INSERT INTO t SELECT generate_series(1, 50000)");
     let written: Lsn = primary.sql("SELECT pg_current_wal_flush_lsn()").parse().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + LIMIT;
     while standby.sql("SELECT pg_last_wal_replay_lsn()").parse::<Lsn>().unwrap() < written {
         assert!(Instant::now() < deadline, "the standby does not follow:\n{}", standby.log());
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert!(primary.stop("immediate", Duration::from_secs(30)));
+    assert!(primary.stop("immediate", LIMIT));
     standby.promote();
     standby.sql("INSERT INTO t SELECT generate_series(1, 50000)");
-    assert!(standby.stop("fast", Duration::from_secs(60)));
+    assert!(standby.stop("fast", LIMIT));
 
     let size = SegmentSize::new(1 << 20).unwrap();
     let pg_wal = standby.data.join("pg_wal");
@@ -225,11 +226,11 @@ fn node_with_busy_past(base: &Path, major: u32, segment_mb: u64) -> PgNode {
     );
     node.sql("COMMIT PREPARED 'many'");
     node.sql("BEGIN; DO $$ BEGIN FOR i IN 1..100 LOOP EXECUTE format('CREATE TABLE few_%s (a int)', i); END LOOP; END $$; ROLLBACK");
-    assert!(node.stop("fast", Duration::from_secs(60)));
+    assert!(node.stop("fast", LIMIT));
     node.configure(&[("max_connections", "77"), ("max_prepared_transactions", "30")]);
     node.start();
     node.sql("INSERT INTO work(t) VALUES ('last')");
-    assert!(node.stop("fast", Duration::from_secs(60)));
+    assert!(node.stop("fast", LIMIT));
     node
 }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pgvault::backup::{BackupDeps, BackupPhase, PollRepository, run};
+use pgvault::backup::{BackupDeps, BackupPhase, BackupRequest, PollRepository, run};
 use pgvault::clock::SystemClock;
 use pgvault::error::ErrorCode;
+use pgvault::primary::MaxRate;
 use pgvault::repository::{PlainSource, SegmentMeta};
 use pgvault::storage::StorageErrorKind;
 use pgvault::storage::faulty::{Fault, Faulty, Operation, Rule};
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use wal::{SegmentName, SegmentNumber, XactIndex};
 
 use super::{Bench, fast};
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, major, test_dir};
 
 /// Every kind of object that a backup stores, in the order in which it does.
@@ -61,16 +63,18 @@ async fn a_pack_that_vanished_meanwhile_keeps_the_backup_from_existing() {
     let node = PgNode::start_new(dir.path(), "primary", major(15));
     let mut bench = Bench::in_memory(&node).await;
     bench.index_file = Some(dir.path().join("chunks.redb"));
-    bench.backup().await;
+    let first = Some(bench.backup().await.id);
     // The packs are deleted after the second backup has looked what is there.
     let packs = bench.packs().await;
     let storage = Arc::clone(bench.storage());
     let mut progress = bench.progress.subscribe();
     let vandal = tokio::spawn(async move {
-        progress.wait_for(|progress| progress.phase == BackupPhase::Checkpoint).await.unwrap();
+        progress.wait_for(|progress| progress.phase != BackupPhase::Check && progress.id != first).await.unwrap();
         storage.delete(&packs).await.unwrap();
     });
-    let error = bench.take(&fast()).await.unwrap_err();
+    // So slow that it is not over before they are.
+    let slow = BackupRequest { max_rate: Some(MaxRate::from_bytes_per_second(8 << 20)), ..fast() };
+    let error = bench.take(&slow).await.unwrap_err();
     vandal.await.unwrap();
     assert_eq!(error.code(), ErrorCode::Damaged, "{error}");
     assert_eq!(bench.selectable().await, 1, "the first, which is now damaged; a new one does not join it");
@@ -102,7 +106,7 @@ async fn a_backup_waits_for_its_wal_and_is_then_usable() {
     });
     let mut progress = bench.progress.subscribe();
     let waiting = progress.wait_for(|progress| progress.phase == BackupPhase::WaitForWal);
-    tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap().unwrap();
+    tokio::time::timeout(LIMIT, waiting).await.unwrap().unwrap();
     let listed = bench.lineage.catalog().await.unwrap().backups;
     assert_eq!((listed.len(), listed[0].status), (1, BackupStatus::WaitingForWal));
     assert!(!running.is_finished());
@@ -116,7 +120,7 @@ async fn a_backup_waits_for_its_wal_and_is_then_usable() {
         let meta = SegmentMeta { name, postgres_version: backup.postgres_version };
         bench.lineage.put_segment(&meta, &XactIndex::start(None), PlainSource::Bytes(plain)).await.unwrap();
     }
-    let usable = tokio::time::timeout(Duration::from_secs(60), running).await.unwrap().unwrap().unwrap();
+    let usable = tokio::time::timeout(LIMIT, running).await.unwrap().unwrap().unwrap();
     assert_eq!(usable.status, BackupStatus::Ok);
     assert_eq!(bench.lineage.catalog().await.unwrap().backups, [usable]);
     assert_eq!(bench.progress.borrow().phase, BackupPhase::Done);

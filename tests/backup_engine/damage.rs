@@ -2,12 +2,12 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
-use std::time::Duration;
 
 use pgvault::backup::BackupRequest;
 use pgvault::error::ErrorCode;
 
 use super::{Bench, code, fast};
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, major, test_dir};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -28,7 +28,7 @@ async fn damaged_pages_are_named(major: u32, initdb: &[&str]) {
     node.sql("CREATE TABLE t AS SELECT g AS a, md5(g::text) AS b FROM generate_series(1, 20000) g");
     let path = node.sql("SELECT pg_relation_filepath('t')");
     node.sql("CHECKPOINT");
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
     let file = OpenOptions::new().write(true).open(node.data.join(&path)).unwrap();
     for page in [3, 77] {
         file.write_all_at(b"rot", page * 8192 + 4000).unwrap();

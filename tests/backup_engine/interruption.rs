@@ -11,6 +11,7 @@ use pgvault::storage::memory::MemoryStorage;
 use tokio::task::JoinHandle;
 
 use super::{Bench, code, fast, noise, put_file};
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, major, test_dir};
 
 /// A server with so much that does not compress that two packs are full long before the end.
@@ -33,7 +34,7 @@ fn spawn(bench: &Arc<Bench>, request: BackupRequest) -> JoinHandle<Result<Manife
 async fn until_a_pack_is_stored(bench: &Bench) {
     let mut progress = bench.progress.subscribe();
     let stored = progress.wait_for(|progress| progress.new_bytes > 0);
-    tokio::time::timeout(Duration::from_secs(60), stored).await.unwrap().unwrap();
+    tokio::time::timeout(LIMIT, stored).await.unwrap().unwrap();
 }
 
 /// The next backup uses the packs that are there.
@@ -55,7 +56,7 @@ async fn a_dropped_backup_cannot_be_selected_and_its_packs_are_used() {
     let dir = test_dir();
     let node = heavy_node(dir.path());
     let bench = Arc::new(Bench::in_memory(&node).await);
-    let running = spawn(&bench, slow(60 << 20));
+    let running = spawn(&bench, slow(16 << 20));
     until_a_pack_is_stored(&bench).await;
     running.abort();
     assert!(running.await.unwrap_err().is_cancelled());
@@ -67,7 +68,7 @@ async fn a_cancelled_backup_says_so_and_leaves_the_server() {
     let dir = test_dir();
     let node = heavy_node(dir.path());
     let bench = Arc::new(Bench::in_memory(&node).await);
-    let running = spawn(&bench, slow(60 << 20));
+    let running = spawn(&bench, slow(16 << 20));
     until_a_pack_is_stored(&bench).await;
     bench.cancel.cancel();
     assert_eq!(code(running.await.unwrap()), ErrorCode::Interrupted);
@@ -77,7 +78,7 @@ async fn a_cancelled_backup_says_so_and_leaves_the_server() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), gone).await.unwrap();
+    tokio::time::timeout(LIMIT, gone).await.unwrap();
     let storage = Arc::clone(bench.storage());
     next_uses_the_packs(&Bench::new(&node, storage).await).await;
 }
@@ -87,9 +88,9 @@ async fn a_server_that_dies_leaves_nothing_to_select() {
     let dir = test_dir();
     let mut node = heavy_node(dir.path());
     let bench = Arc::new(Bench::in_memory(&node).await);
-    let running = spawn(&bench, slow(60 << 20));
+    let running = spawn(&bench, slow(16 << 20));
     until_a_pack_is_stored(&bench).await;
-    node.stop("immediate", Duration::from_secs(30));
+    node.stop("immediate", LIMIT);
     let result = running.await.unwrap();
     assert_eq!(code(result), ErrorCode::PostgresFailed);
     node.start();
@@ -108,12 +109,12 @@ async fn a_standby_promoted_midway_voids_the_backup() {
     let bench = Arc::new(Bench::new(&standby, Arc::new(MemoryStorage::new())).await);
     let whole = bench.backup().await;
     assert!(whole.from_standby);
-    let running = spawn(&bench, slow(12 << 20));
+    let running = spawn(&bench, slow(6 << 20));
     let mut progress = bench.progress.subscribe();
     let copying = progress.wait_for(|p| p.id.as_ref() != Some(&whole.id) && p.phase == BackupPhase::Copy);
-    tokio::time::timeout(Duration::from_secs(60), copying).await.unwrap().unwrap();
+    tokio::time::timeout(LIMIT, copying).await.unwrap().unwrap();
     standby.promote();
     assert_eq!(code(running.await.unwrap()), ErrorCode::PostgresFailed);
     assert_eq!(bench.selectable().await, 1, "only the one before");
-    node.stop("immediate", Duration::from_secs(30));
+    node.stop("immediate", LIMIT);
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use pgvault::backup::{BackupRequest, ReadKind};
 use pgvault::error::ErrorCode;
+use pgvault::primary::MaxRate;
 use pgvault::repository::file_table::{ChunkRef, EntryKind, FileContent};
 use pgvault::repository::manifest::Manifest;
 use pgvault::storage::faulty::{Fault, Faulty, Operation, Rule};
@@ -251,7 +252,9 @@ async fn a_pack_that_a_patch_needs_keeps_the_backup_from_existing_when_it_is_gon
         storage.delete(&packs).await.unwrap();
     });
     put_file(&node, b"ballast", &noise(12, 30 << 20));
-    let error = bench.take(&fast()).await.unwrap_err();
+    // So slow that it is not over before they are.
+    let slow = BackupRequest { max_rate: Some(MaxRate::from_bytes_per_second(16 << 20)), ..fast() };
+    let error = bench.take(&slow).await.unwrap_err();
     vandal.await.unwrap();
     assert_eq!(error.code(), ErrorCode::Damaged, "{error}");
     assert_eq!(bench.selectable().await, 1);

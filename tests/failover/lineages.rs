@@ -10,11 +10,12 @@ use pgvault::error::ErrorCode;
 use pgvault::wal_pipeline::{NewLineage, WalParts, new_lineage};
 use wal::Lsn;
 
+use crate::support::LIMIT;
 use crate::support::members::{Members, assert_whole, flushed};
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::vault::Vault;
 
-const FAST: Duration = Duration::from_secs(60);
+const FAST: Duration = LIMIT;
 
 fn write(node: &PgNode, word: &str) -> Lsn {
     node.sql(&format!("INSERT INTO t SELECT n, repeat('{word}', 50) FROM generate_series(1, 2000) n"));

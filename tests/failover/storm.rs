@@ -13,7 +13,7 @@ use crate::support::vault::Vault;
 
 fn load(node: &PgNode) -> Child {
     let mut pgbench = node.tool("pgbench");
-    pgbench.args(["-c", "2", "-T", "600", "-n"]).stdout(Stdio::null()).stderr(Stdio::null());
+    pgbench.args(["-c", "2", "-T", "3600", "-n"]).stdout(Stdio::null()).stderr(Stdio::null());
     pgbench.spawn().unwrap()
 }
 

@@ -8,11 +8,12 @@ use pgvault::storage::faulty::{Fault, Operation, Rule};
 use pgvault::wal_pipeline::WalStatus;
 use wal::{SegmentName, TimelineId};
 
+use crate::support::LIMIT;
 use crate::support::members::{Members, assert_whole, flushed, history_of, wait};
 use crate::support::pg::test_dir;
 use crate::support::vault::{Running, Vault};
 
-const FAST: Duration = Duration::from_secs(60);
+const FAST: Duration = LIMIT;
 
 /// Some WAL that no other branch has.
 fn fill(members: &Members, node: usize, word: &str) {
@@ -23,8 +24,10 @@ fn fill(members: &Members, node: usize, word: &str) {
 fn begin<'a>(members: &Members, vault: &'a Vault) -> Running<'a> {
     members.nodes[0].sql("CREATE TABLE t (n int, pad text)");
     let running = vault.start(&members.conninfo());
-    running.wait_streaming();
-    assert_eq!(running.now().primary.map(|(_, port)| port), Some(members.nodes[0].port));
+    let first = Some(members.nodes[0].port);
+    running.wait("streaming from the first", |status| {
+        status.streaming() && status.primary.as_ref().map(|(_, port)| *port) == first
+    });
     running
 }
 

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use pgvault::restore::window;
 use recovery::{RecoveryTarget, TargetAction};
@@ -11,6 +10,7 @@ use serde_json::Value;
 use wal::{Lsn, PgTime, SegmentNumber, SegmentSize, TimelineId};
 
 use super::{FORGETFUL, SIZE, flush_lsn, make_forget};
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, bin_dir, give_to_server_user, test_dir};
 use crate::support::restored::{Scene, listing, lsn, now, wait_promoted};
 
@@ -114,7 +114,7 @@ fn what_is_advertised_is_what_an_independent_scanner_finds() {
     draw(&scene, &one);
 
     // A gap, and a backup behind it.
-    primary.sql("SELECT pg_drop_replication_slot('pgvault')");
+    primary.drop_slot("pgvault");
     make_forget(&primary, held);
     let running = scene.vault.start(&primary.conninfo());
     running.wait("the gap", |status| status.streaming() && status.gaps.len() == 1);
@@ -122,7 +122,7 @@ fn what_is_advertised_is_what_an_independent_scanner_finds() {
     write(&primary, 6);
     running.wait_shipped(flush_lsn(&primary));
     running.stop();
-    assert!(primary.stop("fast", Duration::from_secs(30)));
+    assert!(primary.stop("fast", LIMIT));
     let two = audit(&scene, 2, 1);
     draw(&scene, &two);
 
@@ -171,7 +171,7 @@ fn what_is_advertised_is_what_an_independent_scanner_finds() {
         });
         wait_promoted(&node);
         assert_eq!(rows(&node), (12 * 400).to_string());
-        assert!(node.stop("immediate", Duration::from_secs(30)));
+        assert!(node.stop("immediate", LIMIT));
     }
     // The library and the command claim the same.
     let lineage = scene.vault.lineage();

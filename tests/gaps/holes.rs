@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use recovery::{RecoveryTarget, TargetAction};
 use serde_json::Value;
 use wal::TimelineId;
 
 use super::flush_lsn;
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, give_to_server_user, test_dir};
 use crate::support::restored::{Scene, lsn, wait_promoted};
 
@@ -74,7 +74,7 @@ fn what_was_taken_out_is_named_by_verify_and_by_a_dry_run() {
         running.wait_shipped(flush_lsn(&primary));
     }
     running.stop();
-    assert!(primary.stop("fast", Duration::from_secs(30)));
+    assert!(primary.stop("fast", LIMIT));
     give_to_server_user(&scene.installed.repository);
 
     let (code, whole) = verify(&scene, &[]);
@@ -149,7 +149,7 @@ fn what_was_taken_out_is_named_by_verify_and_by_a_dry_run() {
     write(&promoted);
     running.wait_shipped(flush_lsn(&promoted));
     running.stop();
-    assert!(promoted.stop("fast", Duration::from_secs(30)));
+    assert!(promoted.stop("fast", LIMIT));
     give_to_server_user(&scene.installed.repository);
     assert_eq!(verify(&scene, &[]).0, 0);
     assert_eq!(dry_run(&scene, &["--latest"]).0, 0);

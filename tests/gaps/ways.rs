@@ -10,7 +10,6 @@ use super::{FORGETFUL, SIZE, flush_lsn, make_forget, segment};
 use crate::support::pg::{PgNode, test_dir};
 use crate::support::vault::{Running, Vault};
 
-const DROP: &str = "SELECT pg_drop_replication_slot('pgvault')";
 const CREATE: &str = "SELECT pg_create_physical_replication_slot('pgvault', true)";
 
 struct Scene {
@@ -96,7 +95,7 @@ fn more_than_max_slot_wal_keep_size_while_away() {
 fn dropped_while_away() {
     let scene = Scene::new(16, &[]);
     let held = scene.stream(|_| {});
-    scene.node.sql(DROP);
+    scene.node.drop_slot("pgvault");
     make_forget(&scene.node, held);
     scene.gap_from(scene.start(), held, "the replication slot was dropped");
 }
@@ -118,7 +117,8 @@ fn dropped_while_streaming_loses_nothing_while_the_server_has_the_wal() {
     scene.node.sql("INSERT INTO t VALUES (1, 'after')");
     running.wait_shipped(flush_lsn(&scene.node));
     assert_eq!(running.now().gaps, []);
-    assert_eq!(scene.node.sql("SELECT active, wal_status FROM pg_replication_slots"), "t|reserved", "it was made anew");
+    let anew = || scene.node.sql("SELECT active, wal_status FROM pg_replication_slots") == "t|reserved";
+    running.wait("it was made anew", |_| anew());
     running.stop();
 }
 
@@ -126,7 +126,7 @@ fn dropped_while_streaming_loses_nothing_while_the_server_has_the_wal() {
 fn made_anew_by_somebody_while_away() {
     let scene = Scene::new(15, &[]);
     let held = scene.stream(|_| {});
-    scene.node.sql(DROP);
+    scene.node.drop_slot("pgvault");
     make_forget(&scene.node, held);
     scene.node.sql(CREATE);
     scene.gap_from(scene.start(), held, "was made anew and keeps WAL from");
@@ -137,7 +137,7 @@ fn gone_and_somebody_elses_to_make() {
     let scene = Scene::new(15, &[]);
     scene.node.sql(CREATE);
     let held = scene.stream(|settings| settings.create_slot = false);
-    scene.node.sql(DROP);
+    scene.node.drop_slot("pgvault");
     make_forget(&scene.node, held);
     let running = scene.start_with(|settings| settings.create_slot = false);
     // What the server still has is received without it.

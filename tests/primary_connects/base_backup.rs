@@ -9,6 +9,7 @@ use pgvault::primary::{BackupEvent, BaseBackupOptions, CheckpointMode, PgError};
 use wal::Lsn;
 
 use super::connect;
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, give_to_server_user, test_dir};
 
 fn fast() -> BaseBackupOptions {
@@ -94,7 +95,7 @@ async fn a_damaged_page_fails_the_backup_after_all_of_it_was_sent_unless_verific
         node.start();
         node.sql("CREATE TABLE t AS SELECT generate_series(1, 10000) AS i");
         let path = node.sql("SELECT pg_relation_filepath('t')");
-        assert!(node.stop("fast", std::time::Duration::from_secs(30)));
+        assert!(node.stop("fast", LIMIT));
         let file = OpenOptions::new().write(true).open(node.data.join(&path)).unwrap();
         file.write_all_at(b"damaged", 8192 + 4000).unwrap();
         node.start();

@@ -1,11 +1,10 @@
 //! Several hosts, sockets, roles of servers.
 
-use std::time::Duration;
-
 use pgvault::error::ErrorCode;
 use pgvault::primary::{PgError, ReplicationConnection, TargetSessionAttrs};
 
 use super::{connect, options, sql, try_connect};
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, free_port, test_dir};
 
 #[tokio::test]
@@ -71,7 +70,7 @@ async fn the_first_host_that_suits_is_taken() {
     let renamed = one.conninfo.clone().with_target_session_attrs(TargetSessionAttrs::Standby);
     assert_eq!(renamed.target_session_attrs(), TargetSessionAttrs::Standby);
 
-    assert!(primary.stop("fast", Duration::from_secs(30)));
+    assert!(primary.stop("fast", LIMIT));
     let error = try_connect(&to(&format!("{dead},{s},{p}"), "target_session_attrs=primary")).await.unwrap_err();
     let PgError::NoSuitableHost { failures, .. } = &error else { panic!("{error}") };
     assert_eq!(failures.len(), 3);

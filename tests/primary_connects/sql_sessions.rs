@@ -5,6 +5,7 @@ use std::time::Duration;
 use pgvault::primary::SlotName;
 
 use super::sql;
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, test_dir};
 
 #[tokio::test]
@@ -69,7 +70,7 @@ async fn a_role_with_replication_alone_gets_less_and_no_error() {
     node.sql("CREATE FUNCTION public.pg_is_in_recovery() RETURNS bool LANGUAGE sql AS 'SELECT true'");
     assert!(!session.is_in_recovery().await.unwrap());
 
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
     let error = session.is_in_recovery().await.unwrap_err();
     assert!(error.is_transient(), "{error}");
     assert!(!session.is_open());

@@ -1,13 +1,13 @@
 //! WAL streams: every byte, every way to end.
 
 use std::fs;
-use std::time::Duration;
 
 use pgvault::clock::{Clock, SystemClock};
 use pgvault::primary::{PgError, SlotName, StatusUpdate, StreamEvent, WalStream};
 use wal::{Lsn, PgTime, SegmentName, SegmentSize, TimelineId};
 
 use super::connect;
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, test_dir};
 
 fn now() -> PgTime {
@@ -95,7 +95,7 @@ async fn a_server_that_stops_ends_the_stream_as_soon_as_everything_is_acknowledg
     let start = Lsn::new(start.as_u64() & !((16 << 20) - 1));
     let mut stream = connection.start_replication(None, start, TimelineId::FIRST).await.unwrap();
     let stopping = std::thread::spawn(move || {
-        let ended = node.stop("fast", Duration::from_secs(30));
+        let ended = node.stop("fast", LIMIT);
         (node, ended)
     });
     let mut position = start;

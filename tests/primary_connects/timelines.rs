@@ -1,12 +1,11 @@
 //! Timelines: promotion while we stream, history files, and starting points that cannot be.
 
-use std::time::Duration;
-
 use pgvault::error::ErrorCode;
 use pgvault::primary::{PgError, StreamEvent, WalStream};
 use wal::{Lsn, TimelineHistory, TimelineId};
 
 use super::connect;
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, test_dir};
 
 const SEGMENT: u64 = 16 << 20;
@@ -47,7 +46,7 @@ async fn a_promotion_ends_the_timeline_and_names_the_next() {
         let start = segment_start(connection.identify_system().await.unwrap().flush_lsn);
         let mut stream = connection.start_replication(None, start, TimelineId::FIRST).await.unwrap();
         primary.sql("CREATE TABLE t AS SELECT generate_series(1, 1000)");
-        assert!(primary.stop("fast", Duration::from_secs(30)));
+        assert!(primary.stop("fast", LIMIT));
         let promoting = std::thread::spawn(move || {
             standby.promote();
             standby

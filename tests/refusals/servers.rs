@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
 use super::refused;
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, major, test_dir};
 use crate::support::pgvault::Pgvault;
 use crate::support::scene::store_in_s3;
@@ -119,7 +119,7 @@ fn another_cluster_under_the_same_name() {
     installed.wait_streaming();
     installed.ok(["backup", "now", "main", "--wait", "--fast-checkpoint"]);
     daemon.stop();
-    assert!(node.stop("fast", Duration::from_secs(60)));
+    assert!(node.stop("fast", LIMIT));
     let mut other = PgNode::init(dir.path(), "other", major(15), &["--wal-segsize=1"], &[]);
     other.start();
     installed.config_for(&other, "");
@@ -129,7 +129,7 @@ fn another_cluster_under_the_same_name() {
     // The daemon does not mix them either: it says so, and stores nothing.
     let before = crate::support::restored::listing(&installed.repository);
     let daemon = installed.serve();
-    installed.wait("the foreign cluster is told", Duration::from_secs(60), || {
+    installed.wait("the foreign cluster is told", LIMIT, || {
         installed.json(&["status", "main"]).1.to_string().contains(&identifier)
     });
     assert_eq!(crate::support::restored::listing(&installed.repository), before);

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use wal::{PgTime, SegmentName, SegmentSize};
 
 use super::{Refusal, refused};
+use crate::support::LIMIT;
 use crate::support::oracle::Oracle;
 use crate::support::pg::{am_root, give_to_server_user, major, test_dir};
 use crate::support::pgvault::Pgvault;
@@ -233,7 +233,7 @@ fn postgresql_does_not_promote_at_a_hole() {
     assert_ne!(text, impatient, "{text}");
     fs::write(&auto, impatient).unwrap();
     node.try_start();
-    assert!(node.wait_end(Duration::from_secs(120)), "it goes on over a hole:\n{}", node.log());
+    assert!(node.wait_end(LIMIT), "it goes on over a hole:\n{}", node.log());
     let log = node.log();
     assert!(log.contains("restore_command") || log.contains("could not restore file"), "{log}");
     assert!(!log.contains("selected new timeline ID") && !log.contains("archive recovery complete"), "{log}");

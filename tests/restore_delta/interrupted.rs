@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::Path;
 use std::process::Output;
-use std::time::Duration;
 
 use pgvault::error::ErrorCode;
 use pgvault::fault::RESTORE_FAULT_POINTS;
 use recovery::RecoveryTarget;
 
 use super::{changed_since, opens_with};
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, major, test_dir};
 use crate::support::restored::Scene;
 use crate::support::small_disk::SmallDisk;
@@ -73,7 +73,7 @@ fn a_delta_that_is_killed_at_any_point_is_never_started_and_finished_by_the_same
         assert_same(&tree(&target.data, &[]), &plain, point);
     }
     opens_with(&mut target, &expected);
-    assert!(target.stop("fast", Duration::from_secs(30)));
+    assert!(target.stop("fast", LIMIT));
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_plain_restore_that_is_killed_at_any_point_is_finished_by_the_same_command()
     fs::remove_dir_all(&target.data).unwrap();
     assert!(killed_at(&scene, "restore.published", &target.data, &[]).status.code().is_none());
     opens_with(&mut target, &expected);
-    assert!(target.stop("fast", Duration::from_secs(30)));
+    assert!(target.stop("fast", LIMIT));
     let output = scene.installed.run(again);
     assert_eq!(output.status.code(), Some(7), "{output:?}");
 }

@@ -3,12 +3,12 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::Duration;
 
 use pgvault::error::ErrorCode;
 use recovery::RecoveryTarget;
 
 use super::{changed_since, delta, opens_with};
+use crate::support::LIMIT;
 use crate::support::pg::{give_to_server_user, major, test_dir};
 use crate::support::tree::{assert_same, tree};
 
@@ -107,7 +107,7 @@ fn wal_and_tablespaces_stay_where_the_old_directory_has_them() {
     stolen.delta = true;
     let error = scene.plan(&stolen).unwrap_err();
     assert!(error.message().contains("a server runs in it"), "{error}");
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
 }
 
 #[test]

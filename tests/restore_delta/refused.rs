@@ -9,6 +9,7 @@ use pgvault::error::ErrorCode;
 use recovery::RecoveryTarget;
 
 use super::changed_since;
+use crate::support::LIMIT;
 use crate::support::pg::{PgNode, am_root, bin_dir, give_to_server_user, major, test_dir};
 use crate::support::restored::{Scene, listing};
 
@@ -71,7 +72,7 @@ fn nothing_is_restored_over_a_running_server_wherever_it_runs() {
         assert_eq!(output.status.code(), Some(7), "{said}");
         assert!(said.contains("its shared memory"), "{said}");
     }
-    assert!(node.stop("immediate", Duration::from_secs(30)));
+    assert!(node.stop("immediate", LIMIT));
     if am_root() {
         a_server_in_a_container(&scene, &node);
     }
@@ -89,7 +90,7 @@ fn a_server_in_a_container(scene: &Scene, node: &PgNode) {
     container.args(["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]);
     container.arg(bin_dir(node.major).join("postgres")).arg("-D").arg(&node.data);
     let mut child = container.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + LIMIT;
     while node.try_sql("SELECT 1").is_err() {
         assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "{}", node.log());
         std::thread::sleep(Duration::from_millis(50));

@@ -6,12 +6,13 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::stage::{Stage, rows, slots, wait_follows, wait_replayed, wait_streams};
+use crate::support::LIMIT;
 use crate::support::members::flushed;
 use crate::support::pg::{give_to_server_user, major};
 use crate::support::restored::wait_promoted;
 use crate::support::scene::{Scene, Setting, configure};
 
-const FAST: Duration = Duration::from_secs(60);
+const FAST: Duration = LIMIT;
 
 /// Made under load, it streams through its slot, holds every acknowledged commit, also when it is promoted; and the primary's data
 /// was not read for it.

@@ -6,13 +6,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::stage::{Stage, rows, wait_follows, wait_replayed};
+use crate::support::LIMIT;
 use crate::support::members::{flushed, wait};
 use crate::support::oracle::compare;
 use crate::support::pg::{PgNode, as_server_user, bin_dir};
 use crate::support::restored::{listing, wait_promoted};
 use crate::support::scene::{Scene, Setting, configure, wait_stored};
 
-const FAST: Duration = Duration::from_secs(60);
+const FAST: Duration = LIMIT;
 /// A primary that keeps no WAL for anybody but pgvault.
 const FORGETFUL: &[(&str, &str)] = &[("wal_keep_size", "0"), ("max_wal_size", "2MB"), ("min_wal_size", "2MB")];
 
@@ -64,13 +65,12 @@ fn a_standby_whose_wal_is_nowhere_gets_the_files_of_a_later_backup() {
     // pgvault is away, its slot is lost, and what comes next is behind a gap.
     stage.daemon.signal("KILL");
     stage.installed.wait("the daemon is gone", FAST, || stage.daemon.has_ended());
-    wait("its slot is idle", || stage.primary.sql("SELECT active FROM pg_replication_slots") == "f");
-    stage.primary.sql("SELECT pg_drop_replication_slot('pgvault')");
+    stage.primary.drop_slot("pgvault");
     recycle(&stage.primary);
     stage.insert(2);
     stage.daemon = stage.installed.serve();
     // Behind a gap one is taken by itself.
-    stage.installed.wait("a backup behind the gap", FAST * 2, || {
+    stage.installed.wait("a backup behind the gap", LIMIT, || {
         let (_, backups) = stage.installed.json(&["backup", "list", "main"]);
         backups.as_array().is_some_and(|all| all.len() == 2 && all[1]["status"] == "ok")
     });

@@ -1,10 +1,9 @@
 //! What cannot become a standby is refused, and nothing is changed.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use super::stage::{Stage, slots, wait_follows};
+use crate::support::LIMIT;
 use crate::support::members::wait;
 use crate::support::pg::{PgNode, major};
 
@@ -46,7 +45,7 @@ fn a_server_that_is_not_the_primary_of_the_stored_history_is_refused() {
     let mut stage = Stage::backed_up(16, &[]);
     let mut foreign = PgNode::start_new(stage.dir.path(), "foreign", major(16));
     refused(&stage, &["--primary-conninfo", &foreign.conninfo()], 7, "E0205");
-    assert!(foreign.stop("immediate", Duration::from_secs(60)));
+    assert!(foreign.stop("immediate", LIMIT));
 
     // The daemon follows the next primary, while the former one comes back and writes.
     let mut next = stage.primary.make_standby(stage.dir.path(), "next");
@@ -56,7 +55,7 @@ fn a_server_that_is_not_the_primary_of_the_stored_history_is_refused() {
     next.sql("INSERT INTO t VALUES (2)");
     stage.installed.config_for(&next, "");
     stage.daemon.signal("HUP");
-    stage.installed.wait("the next timeline is stored", Duration::from_secs(60), || {
+    stage.installed.wait("the next timeline is stored", LIMIT, || {
         stage.installed.json(&["window", "main"]).1["timelines"].as_array().is_some_and(|all| all.len() == 2)
     });
     stage.primary.start();
@@ -76,9 +75,8 @@ fn what_the_repository_and_the_primary_both_lack_is_refused() {
     let mut stage = Stage::backed_up(15, &[("wal_keep_size", "0"), ("max_wal_size", "2MB"), ("min_wal_size", "2MB")]);
     stage.stored();
     stage.daemon.signal("KILL");
-    stage.installed.wait("the daemon is gone", Duration::from_secs(60), || stage.daemon.has_ended());
-    wait("its slot is idle", || stage.primary.sql("SELECT active FROM pg_replication_slots") == "f");
-    stage.primary.sql("SELECT pg_drop_replication_slot('pgvault')");
+    stage.installed.wait("the daemon is gone", LIMIT, || stage.daemon.has_ended());
+    stage.primary.drop_slot("pgvault");
     for _ in 0..4 {
         stage.primary.sql("CREATE TABLE x AS SELECT generate_series(1, 20000) n; DROP TABLE x");
         stage.primary.sql("SELECT pg_switch_wal()");
@@ -87,7 +85,7 @@ fn what_the_repository_and_the_primary_both_lack_is_refused() {
     let error = refused(&stage, &["--slot", "s"], 4, "E0206");
     assert!(error["message"].as_str().unwrap().contains("neither in the repository nor on"), "{error}");
     // Nobody to ask: it can be made, readable as of what is stored.
-    assert!(stage.primary.stop("fast", Duration::from_secs(60)));
+    assert!(stage.primary.stop("fast", LIMIT));
     let node = stage.place("standby");
     assert_eq!(stage.create(&node, &["--slot", "s"]).0, 0);
 }

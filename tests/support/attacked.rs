@@ -1,13 +1,14 @@
 //! A busy server, pgvault as its users run it, the ledger and pg_receivewal beside: what every attack begins with, and the
 //! questions that every attack ends with.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use pgvault::storage::{StorageContext, StorageOptions, open};
 use wal::{Lsn, SegmentName, SegmentSize, TimelineId};
 
+pub use super::LIMIT;
 use super::ledger::{Ledger, Load};
 use super::oracle::Oracle;
 use super::pg::{PgNode, major, test_dir};
@@ -17,9 +18,6 @@ use super::receivewal::{self, Difference, ReceiveWal};
 use super::stored_wal::local;
 use super::truth::{Target, Truth};
 use super::vault::Vault;
-
-/// How long anything may take that should happen, on a machine that is loaded by others.
-pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// Segments of 1 MiB, so that many of them are finished.
 pub fn size() -> SegmentSize {
@@ -41,7 +39,7 @@ impl Attacked {
         let dir = test_dir();
         let mut node = PgNode::init(dir.path(), "primary", major(17), &["--wal-segsize=1"], settings);
         node.start();
-        let pgvault = install(dir.path());
+        let pgvault = Pgvault::new(dir.path());
         pgvault.config_for(&node, more);
         let ledger = Ledger::create(&node, &dir.path().join("ledger"), None);
         Self { node, pgvault, ledger, dir }
@@ -122,13 +120,6 @@ impl Attacked {
     }
 }
 
-/// An installation whose port no outgoing connection can take meanwhile: daemons come and go here.
-pub fn install(dir: &Path) -> Pgvault {
-    let mut pgvault = Pgvault::new(dir);
-    pgvault.http_port = 10_000 + rand::random::<u16>() % 20_000;
-    pgvault
-}
-
 /// What is in an installation's repository.
 pub fn stored(pgvault: &Pgvault) -> Vault {
     let scratch = pgvault.dir.join("scratch");
@@ -150,12 +141,16 @@ pub fn stored_at(pgvault: &Pgvault, options: &StorageOptions) -> Vault {
 
 /// Waits until the repository holds everything before `lsn`, tails included.
 pub fn wait_shipped(pgvault: &Pgvault, lsn: Lsn) {
-    let deadline = Instant::now() + LIMIT;
+    let (mut deadline, mut seen) = (Instant::now() + LIMIT, None);
     loop {
         let (_, status) = pgvault.json(&["status", "main"]);
         let wal = &status["clusters"][0]["wal"];
-        if wal["shipped_lsn"].as_str().is_some_and(|text| text.parse::<Lsn>().unwrap() >= lsn) {
+        let shipped = wal["shipped_lsn"].as_str().map(|text| text.parse::<Lsn>().unwrap());
+        if shipped >= Some(lsn) {
             return;
+        }
+        if shipped > seen {
+            (seen, deadline) = (shipped, Instant::now() + LIMIT);
         }
         assert!(Instant::now() < deadline, "never shipped up to {lsn}: {wal:#}");
         std::thread::sleep(Duration::from_millis(100));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 use wal::Lsn;
 
+use super::LIMIT;
 use super::pg::PgNode;
 
 /// Watches servers of which one will become the primary.
@@ -29,7 +30,7 @@ impl FollowTimer {
 
     /// Ends the watch; the time that the one which became the primary waited for pgvault.
     pub fn stop(self) -> Duration {
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + LIMIT;
         while !self.threads.iter().any(JoinHandle::is_finished) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }

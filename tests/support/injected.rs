@@ -1,5 +1,6 @@
 //! Makes system calls of a running process fail, by attaching strace to it.
 
+use super::LIMIT;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -39,7 +40,7 @@ impl Injected {
         let strace =
             command.stdin(Stdio::null()).stderr(fs::File::create(&said).unwrap()).spawn().expect("strace is installed");
         let injected = Self { strace: Some(strace), log: log.to_owned() };
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + LIMIT;
         loop {
             let text = fs::read_to_string(&said).unwrap();
             if text.contains(" attached") {

@@ -16,6 +16,7 @@ use tokio::sync::RwLock;
 use tokio_postgres::{Client, NoTls};
 use wal::Lsn;
 
+use super::LIMIT;
 use super::pg::PgNode;
 
 /// Number of accounts, and what each starts with.
@@ -148,9 +149,14 @@ impl Load {
 
     /// Waits for so many more commits.
     pub fn wait_for_more(&self, commits: u64) {
-        let goal = self.acknowledged() + commits;
-        let deadline = Instant::now() + Duration::from_secs(120);
-        while self.acknowledged() < goal {
+        let mut seen = self.acknowledged();
+        let goal = seen + commits;
+        let mut deadline = Instant::now() + LIMIT;
+        while seen < goal {
+            let now = self.acknowledged();
+            if now > seen {
+                (seen, deadline) = (now, Instant::now() + LIMIT);
+            }
             assert!(self.threads.iter().all(|thread| !thread.is_finished()), "a writer has ended");
             assert!(Instant::now() < deadline, "the load does not get on");
             std::thread::sleep(Duration::from_millis(5));

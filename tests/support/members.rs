@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use wal::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, TimelinePath};
 
+use super::LIMIT;
 use super::pg::PgNode;
 use super::vault::Vault;
-
-const LIMIT: Duration = Duration::from_secs(60);
 
 /// Servers of one cluster, by the order of the conninfo.
 pub struct Members {

@@ -4,6 +4,11 @@
 #![allow(unreachable_pub, reason = "helpers are public to all tests of this one binary")]
 #![allow(missing_docs, reason = "fields that say all by their name")]
 
+use std::time::Duration;
+
+/// How long anything may take that should happen, on a machine that others keep busy. Only a failure ever waits so long.
+pub const LIMIT: Duration = Duration::from_secs(300);
+
 pub mod attacked;
 pub mod exact;
 pub mod fake_s3;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::LIMIT;
 use super::pg::{PgNode, as_server_user, bin_dir, free_port, give_to_server_user};
 
 /// Where `scripts/setup-integration.sh` puts Patroni and etcd.
@@ -179,7 +180,7 @@ impl PatroniCluster {
 
     /// Waits for something that holds of the cluster; panics with the logs when it never does.
     pub fn wait(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + LIMIT;
         while !holds(self) {
             if Instant::now() > deadline {
                 let logs = self.members.iter().map(|member| {
@@ -300,7 +301,7 @@ fn start_etcd(work: &Path) -> (Running, u16) {
         .spawn()
         .expect("etcd: run `make integration`");
     let running = Running(child);
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + LIMIT;
     while request(client, "GET", "/health", "").is_none() {
         assert!(Instant::now() < deadline, "etcd does not come up");
         std::thread::sleep(Duration::from_millis(50));
@@ -311,7 +312,7 @@ fn start_etcd(work: &Path) -> (Running, u16) {
 /// One HTTP exchange with a server on this machine: the body of a good answer.
 fn request(port: u16, method: &str, path: &str, body: &str) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
     let head = format!(
         "{method} {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()

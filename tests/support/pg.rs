@@ -1,5 +1,6 @@
 //! Real PostgreSQL servers for tests, one directory and one port each, run as the user `postgres` when we are root.
 
+use super::LIMIT;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::TcpListener;
@@ -96,6 +97,30 @@ pub fn give_to_server_user(path: &Path) {
     if am_root() {
         let status = Command::new("chown").arg("-R").arg("postgres:postgres").arg(path).status().unwrap();
         assert!(status.success(), "chown {}", path.display());
+    }
+}
+
+/// State and parent of a process; none when it is gone.
+fn process(pid: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name, which may hold anything.
+    let mut words = stat.rsplit_once(')')?.1.split_whitespace();
+    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
+}
+
+/// The processes that this one has started.
+pub fn children(parent: u32) -> Vec<u32> {
+    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    all.filter(|&pid| process(pid).is_some_and(|(_, of)| of == parent)).collect()
+}
+
+/// Waits until none of these processes does anything any more: a zombie does not, though its pid is taken until somebody
+/// has waited for it.
+pub fn wait_gone(pids: &[u32]) {
+    let deadline = Instant::now() + LIMIT;
+    while let Some(left) = pids.iter().find(|&&pid| process(pid).is_some_and(|(state, _)| state != 'Z')) {
+        assert!(Instant::now() < deadline, "process {left} does not end");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -206,7 +231,7 @@ impl PgNode {
             .spawn()
             .unwrap();
         self.process = Some(child);
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + LIMIT;
         while Instant::now() < deadline {
             if self.process.as_mut().unwrap().try_wait().unwrap().is_some() {
                 self.process = None;
@@ -217,7 +242,7 @@ impl PgNode {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        panic!("server neither started nor ended in 60 s:\n{}", self.log());
+        panic!("server neither started nor ended in {} s:\n{}", LIMIT.as_secs(), self.log());
     }
 
     /// Waits until the server has ended by itself.
@@ -245,20 +270,24 @@ impl PgNode {
         ended
     }
 
-    /// kill -9 of the postmaster.
+    /// kill -9 of the postmaster. Its children notice by themselves: until they are gone they hold its shared memory, and
+    /// may still write to its files.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.process.take() {
+            let mut orphans = Vec::new();
             if let Some(pid) = self.postmaster_pid() {
+                orphans = children(pid);
                 let status = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
                 assert!(status.success());
             }
             child.wait().unwrap();
+            wait_gone(&orphans);
         }
     }
 
     /// Promotes a standby and waits for it.
     pub fn promote(&self) {
-        let output = self.pg_ctl(&["promote", "-w"]);
+        let output = self.pg_ctl(&["promote", "-w", "-t", &LIMIT.as_secs().to_string()]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
@@ -307,11 +336,27 @@ impl PgNode {
     pub fn try_sql(&self, sql: &str) -> Result<String, String> {
         let mut psql = self.tool("psql");
         psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]);
-        let output = with_limit(&psql, Duration::from_secs(180)).output().unwrap();
+        let output = with_limit(&psql, LIMIT).output().unwrap();
         if output.status.success() {
             Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
         } else {
             Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
+    /// Drops a replication slot as soon as nobody streams through it: whoever did is given up by the server a moment later.
+    pub fn drop_slot(&self, slot: &str) {
+        self.wait_idle(slot);
+        self.sql(&format!("SELECT pg_drop_replication_slot('{slot}')"));
+    }
+
+    /// Waits until nobody streams through a replication slot.
+    pub fn wait_idle(&self, slot: &str) {
+        let active = format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active");
+        let deadline = Instant::now() + LIMIT;
+        while self.sql(&active) != "0" {
+            assert!(Instant::now() < deadline, "slot {slot} is still active");
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -328,7 +373,7 @@ impl PgNode {
 impl Drop for PgNode {
     /// Ends what this node started, by its pid.
     fn drop(&mut self) {
-        if self.process.is_some() && !self.stop("immediate", Duration::from_secs(10)) {
+        if self.process.is_some() && !self.stop("immediate", LIMIT) {
             self.kill();
         }
     }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::LIMIT;
 use super::pg::{PgNode, as_server_user, free_port, give_to_server_user, with_limit};
 
 /// One installation: a copy of the binary, a configuration, a state directory and a repository, all of which the servers'
@@ -93,8 +94,8 @@ impl Pgvault {
     /// Runs a command to its end.
     pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
         let command = self.command(args);
-        let output = with_limit(&command, Duration::from_secs(300)).output().unwrap();
-        assert!(output.status.code() != Some(124), "{command:?} took more than 300 s: {output:?}");
+        let output = with_limit(&command, LIMIT * 2).output().unwrap();
+        assert!(output.status.code() != Some(124), "{command:?} took more than {:?}: {output:?}", LIMIT * 2);
         output
     }
 
@@ -143,7 +144,7 @@ impl Pgvault {
     }
 
     fn wait_up(&self, mut daemon: Daemon) -> Daemon {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + LIMIT;
         while !self.run(["health"]).status.success() {
             assert!(!daemon.has_ended(), "serve ended:\n{}", daemon.log());
             assert!(Instant::now() < deadline, "serve did not come up:\n{}", daemon.log());
@@ -168,9 +169,7 @@ impl Pgvault {
 
     /// Waits until `status` says that WAL is streaming.
     pub fn wait_streaming(&self) {
-        self.wait("streaming", Duration::from_secs(60), || {
-            self.json(&["status", "main"]).1["clusters"][0]["wal"]["streaming"] == true
-        });
+        self.wait("streaming", LIMIT, || self.json(&["status", "main"]).1["clusters"][0]["wal"]["streaming"] == true);
     }
 
     /// Polls until something holds; panics with its name when it does not in time.
@@ -186,7 +185,7 @@ impl Pgvault {
     pub fn http(&self, path: &str) -> (u16, String) {
         let address = format!("127.0.0.1:{}", self.http_port);
         let mut stream = std::net::TcpStream::connect(&address).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
         std::io::Write::write_all(&mut stream, format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())
             .unwrap();
         let mut answer = String::new();
@@ -246,7 +245,7 @@ impl Daemon {
     pub fn stop(self) {
         self.signal("TERM");
         let log_path = self.log_path.clone();
-        let code = self.wait(Duration::from_secs(60));
+        let code = self.wait(LIMIT);
         assert_eq!(code, Some(0), "{}", fs::read_to_string(log_path).unwrap_or_default());
     }
 

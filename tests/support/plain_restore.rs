@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use wal::Lsn;
 
+use super::LIMIT;
 use super::pg::{PgNode, give_to_server_user};
 use super::truth::Target;
 
@@ -51,17 +52,18 @@ impl PlainBackup {
     }
 }
 
-/// Waits until recovery has ended; panics with the server's log when it says nothing new for a minute: gigabytes of WAL may be replayed meanwhile.
+/// Waits until recovery has ended; panics with the server's log when it says nothing new for long: gigabytes of WAL may be
+/// replayed meanwhile.
 pub fn wait_until_writable(node: &PgNode) {
     let mut told = 0;
-    let mut deadline = Instant::now() + Duration::from_secs(60);
+    let mut deadline = Instant::now() + LIMIT;
     while node.try_sql("SELECT pg_is_in_recovery()").as_deref() != Ok("f") {
         let log = node.log();
         // Each attempt to connect is a FATAL of its own: only what recovery itself says counts.
         let said = log.lines().filter(|line| line.contains(" LOG: ")).count();
         if said != told {
             told = said;
-            deadline = Instant::now() + Duration::from_secs(60);
+            deadline = Instant::now() + LIMIT;
         }
         assert!(Instant::now() < deadline, "recovery does not end:\n{log}");
         std::thread::sleep(Duration::from_millis(20));

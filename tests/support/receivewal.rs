@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use wal::{Lsn, SegmentName};
 
+use super::LIMIT;
 use super::pg::{PgNode, bin_dir, give_to_server_user};
 
 /// A pg_receivewal that runs.
@@ -48,7 +49,7 @@ impl ReceiveWal {
     /// Waits until everything before `lsn` is on the reference's disk.
     pub fn wait_for(&self, node: &PgNode, lsn: Lsn) {
         let sql = format!("SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = '{}'", self.slot);
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + LIMIT;
         while node.sql(&sql).parse::<Lsn>().is_ok_and(|flushed| flushed < lsn) {
             assert!(Instant::now() < deadline, "pg_receivewal does not reach {lsn}");
             std::thread::sleep(Duration::from_millis(20));

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::pg::{PgNode, as_server_user, give_to_server_user};
+use super::LIMIT;
+use super::pg::{PgNode, as_server_user, children, give_to_server_user, wait_gone};
 
 /// The server for which repmgr is installed.
 pub fn bin() -> PathBuf {
@@ -117,7 +118,7 @@ impl RepmgrCluster {
 
     /// Waits until a member is the primary.
     pub fn wait_primary(&self, index: usize) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + LIMIT;
         while self.nodes[index].try_sql("SELECT pg_is_in_recovery()").as_deref() != Ok("f") {
             assert!(Instant::now() < deadline, "node {} does not become the primary", index + 1);
             std::thread::sleep(Duration::from_millis(20));
@@ -131,11 +132,7 @@ impl RepmgrCluster {
         all.push(pid);
         let status = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
         assert!(status.success());
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while let Some(left) = all.iter().find(|&&pid| is_alive(pid)) {
-            assert!(Instant::now() < deadline, "process {left} of node {} does not end", index + 1);
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_gone(&all);
     }
 
     fn pg_ctl(&self, index: usize, args: &[&str]) {
@@ -158,24 +155,6 @@ impl Drop for RepmgrCluster {
             }
         }
     }
-}
-
-/// State and parent of a process; none when it is gone.
-fn process(pid: u32) -> Option<(char, u32)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Behind the name, which may hold anything.
-    let mut words = stat.rsplit_once(')')?.1.split_whitespace();
-    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
-}
-
-fn children(parent: u32) -> Vec<u32> {
-    let all = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
-    all.filter(|&pid| process(pid).is_some_and(|(_, of)| of == parent)).collect()
-}
-
-/// Whether a process still does anything: a zombie does not, though its pid is taken until somebody has waited for it.
-fn is_alive(pid: u32) -> bool {
-    process(pid).is_some_and(|(state, _)| state != 'Z')
 }
 
 fn configuration(id: usize, nodes: &[PgNode; 2], work: &Path) -> String {

@@ -20,6 +20,7 @@ use recovery::{Backup, RecoveryRequest, RecoveryTarget};
 use tokio_util::sync::CancellationToken;
 use wal::Lsn;
 
+use super::LIMIT;
 use super::pg::{PgNode, give_to_server_user};
 use super::pgvault::Pgvault;
 use super::stored_wal::local;
@@ -81,7 +82,7 @@ impl Scene {
         let lineage = self.vault.lineage();
         let server = ConnectOptions::new(Conninfo::parse(conninfo, &Environment::default()).unwrap(), "test");
         let mut wal = PollRepository::new(lineage.clone());
-        (wal.interval, wal.deadline) = (Duration::from_millis(50), Duration::from_secs(60));
+        (wal.interval, wal.deadline) = (Duration::from_millis(50), LIMIT);
         let deps = BackupDeps {
             server: &server,
             files,
@@ -162,7 +163,7 @@ pub fn wait_promoted(node: &PgNode) {
 }
 
 pub fn wait(node: &PgNode, condition: &str) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + LIMIT;
     while node.try_sql(condition).as_deref() != Ok("t") {
         assert!(Instant::now() < deadline, "never: {condition}\n{}", node.log());
         std::thread::sleep(Duration::from_millis(50));

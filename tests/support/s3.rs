@@ -13,6 +13,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use pgvault::storage::StorageOptions;
 
+use super::LIMIT;
 use super::pg::servers_dir;
 
 /// The bucket that every test uses, each below a prefix of its own.
@@ -89,7 +90,7 @@ impl S3Server {
     }
 
     fn wait_until_ready(&self, dir: &Path, port: u16) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + LIMIT;
         while Instant::now() < deadline {
             if answers_403(port) {
                 return;
@@ -97,14 +98,14 @@ impl S3Server {
             std::thread::sleep(Duration::from_millis(100));
         }
         let log = fs::read_to_string(dir.join("log")).unwrap_or_default();
-        panic!("SeaweedFS did not start in 60 s:\n{log}");
+        panic!("SeaweedFS did not start in {} s:\n{log}", LIMIT.as_secs());
     }
 
     /// The bucket, made by a client of its own: pgvault never makes one.
     fn make_bucket(&self) {
         let client = raw_client(&self.endpoint, ACCESS_KEY, SECRET_KEY);
         let make = async move {
-            let deadline = Instant::now() + Duration::from_secs(30);
+            let deadline = Instant::now() + LIMIT;
             while let Err(error) = client.create_bucket().bucket(BUCKET).send().await {
                 assert!(Instant::now() < deadline, "create bucket: {error:?}");
                 tokio::time::sleep(Duration::from_millis(200)).await;
@@ -155,10 +156,11 @@ fn spawn(dir: &Path, port: u16) -> Child {
         .unwrap()
 }
 
-/// The first of four ports that are free, together with those 10000 above, where SeaweedFS has its internal services.
+/// The first of four ports that are free, together with those 10000 above, where SeaweedFS has its internal services: all
+/// of them below those that the system gives to outgoing connections, and beyond those of [`free_port`](super::pg::free_port).
 fn free_ports() -> u16 {
-    for _ in 0..200 {
-        let port = 22_100 + rand::random::<u16>() % 10_000;
+    for _ in 0..500 {
+        let port = 22_010 + rand::random::<u16>() % 740;
         let all = (0..4).flat_map(|i| [port + i, port + i + 10_000]);
         let held: Result<Vec<_>, _> = all.map(|port| TcpListener::bind(("127.0.0.1", port))).collect();
         if held.is_ok() {
@@ -171,7 +173,7 @@ fn free_ports() -> u16 {
 /// Ready is when an unsigned request is refused.
 fn answers_403(port: u16) -> bool {
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return false };
-    stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut answer = [0; 12];
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").is_ok()
         && std::io::Read::read_exact(&mut stream, &mut answer).is_ok()

@@ -3,13 +3,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use pgvault::storage::StorageOptions;
 use serde_json::Value;
 use tempfile::TempDir;
 use wal::{Lsn, PgTime, SegmentSize, TimelineId};
 
+pub use super::LIMIT;
 use super::ledger::{Barrier, Ledger, Load};
 use super::oracle::{Oracle, Verdict};
 use super::pg::{PgNode, give_to_server_user, test_dir};
@@ -18,9 +18,6 @@ use super::receivewal::ReceiveWal;
 use super::restored::{wait_paused, wait_promoted};
 use super::s3;
 use super::truth::{Target, Truth};
-
-/// How long anything may take on a busy machine.
-pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// What a scene is made of.
 #[derive(Clone, Debug)]

@@ -27,6 +27,8 @@ pub fn nothing_is_lost(pgvault: &Pgvault, ledger: &Ledger, primary: &PgNode, dir
         ("hba_file", &hba),
         ("ident_file", &ident),
         ("shared_preload_libraries", ""),
+        // Nobody stands by for what was restored: its first commit would wait for ever.
+        ("synchronous_standby_names", ""),
         // Not less than the primary's, or recovery refuses to begin.
         ("max_wal_senders", "20"),
         ("max_replication_slots", "20"),

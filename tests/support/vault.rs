@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use super::LIMIT;
 use pgvault::clock::{Clock, SystemClock};
 use pgvault::error::Result;
 use pgvault::primary::{Conninfo, Environment, SlotName};
@@ -19,9 +20,6 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use wal::{Lsn, SegmentName};
-
-/// How long anything may take that should happen.
-pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// Where WAL goes.
 pub struct Vault {

@@ -25,6 +25,7 @@ use super::attacked::{Dice, size};
 use super::pg::give_to_server_user;
 use super::pgvault::{Daemon, Pgvault};
 use super::wal_truth::segment_names;
+use crate::support::LIMIT;
 
 /// A daemon whose every step is recorded.
 pub struct Traced {
@@ -64,7 +65,7 @@ impl Traced {
             line.strip_prefix(&pid).is_some_and(|rest| rest.trim_start().starts_with("+++ killed by SIGKILL"))
         };
         self.daemon.kill();
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + LIMIT;
         // Written by the tracer, which ends a moment later.
         while !String::from_utf8_lossy(&fs::read(&self.trace).unwrap()).lines().rev().take(20).any(ended) {
             assert!(Instant::now() < deadline, "the trace has no end");
