@@ -85,7 +85,7 @@ impl Bench {
 }
 
 async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Duration::from_secs(30);
+    let deadline = Duration::from_secs(300);
     let poll = async {
         while !is_so().await {
             tokio::time::sleep(Duration::from_millis(5)).await;

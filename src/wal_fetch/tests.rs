@@ -108,9 +108,18 @@ impl Fixture {
     }
 
     async fn fetch_with(&self, request: &FetchRequest, local: &dyn LocalSource) -> FetchOutcome {
+        self.fetch_within(request, local, Duration::from_millis(40)).await
+    }
+
+    async fn fetch_within(
+        &self,
+        request: &FetchRequest,
+        local: &dyn LocalSource,
+        patience: Duration,
+    ) -> FetchOutcome {
         let open = async || Ok(self.lineage.clone());
         let limits = FetchLimits {
-            patience: Duration::from_millis(40),
+            patience,
             standby_segment: Duration::from_millis(20),
             standby_history: Duration::from_millis(30),
             first_pause: Duration::from_millis(1),
@@ -168,7 +177,8 @@ async fn trouble_with_the_store_is_repeated_and_then_255() {
     let request = fixture.request("000000010000000000000001");
     for kind in [StorageErrorKind::Transient, StorageErrorKind::Denied, StorageErrorKind::Corrupt] {
         fixture.faulty.add(Rule::new(Fault::Fail(kind)).calls(..=2));
-        assert_eq!(fixture.code(&request).await, 0, "{kind:?} passes");
+        let patient = fixture.fetch_within(&request, &NoLocalSource, Duration::from_secs(300)).await;
+        assert_eq!(patient.exit_code(), 0, "{kind:?} passes: {patient:?}");
         fixture.take();
         fixture.faulty.heal();
         fixture.faulty.add(Rule::new(Fault::Fail(kind)));

@@ -152,7 +152,7 @@ pub fn wait_shipped(pgvault: &Pgvault, lsn: Lsn) {
         if shipped > seen {
             (seen, deadline) = (shipped, Instant::now() + LIMIT);
         }
-        assert!(Instant::now() < deadline, "never shipped up to {lsn}: {wal:#}");
+        assert!(Instant::now() < deadline, "never shipped up to {lsn}: {status:#}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }

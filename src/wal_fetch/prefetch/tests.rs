@@ -112,7 +112,7 @@ impl Scene {
     }
 
     async fn wait_ahead(&self, names: &[String]) {
-        for _ in 0..1000 {
+        for _ in 0..30_000 {
             if self.ahead() == names {
                 return;
             }
@@ -324,7 +324,7 @@ async fn it_ends_with_the_recovery_the_server_or_when_nobody_asks() {
         drop(stop);
         assert!(!scene.place.dir().exists());
     };
-    run(PrefetchLimits { idle: Duration::from_millis(50), ..patient }, &|| ()).await;
+    run(PrefetchLimits { idle: Duration::from_secs(1), ..patient }, &|| ()).await;
     run(patient, &|| fs::write(data.join("postmaster.pid"), "1\n/data\n1001\n").unwrap()).await;
     fs::write(data.join("postmaster.pid"), format!("{}\n/data\n1000\n", std::process::id())).unwrap();
     run(patient, &|| fs::remove_file(data.join("recovery.signal")).unwrap()).await;
