@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use pgvault::backup::ReadKind;
 use pgvault::fault::DELETE_FAULT_POINTS;
@@ -11,6 +10,7 @@ use pgvault::repository::manifest::Manifest;
 use recovery::{Backup, BackupKind};
 use serde_json::Value;
 
+use crate::support::LIMIT;
 use crate::support::exact::{is_exact, oracle};
 use crate::support::generations::{begin, step};
 use crate::support::pg::{PgNode, give_to_server_user, test_dir};
@@ -64,7 +64,7 @@ fn the_second_stays_exact(major: u32, settings: &[(&str, &str)], kind: BackupKin
     let peer = oracle(&node, &dir.path().join("peer 2"));
     pipeline.wait_shipped(lsn(&node, "SELECT pg_current_wal_flush_lsn()"));
     pipeline.stop();
-    assert!(node.stop("fast", Duration::from_secs(30)));
+    assert!(node.stop("fast", LIMIT));
     give_to_server_user(&scene.installed.repository);
     let of_second = manifest(&scene, &second);
     assert_eq!((second.kind, of_second.patched_chunks > 0), (kind, true));

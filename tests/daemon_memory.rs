@@ -67,7 +67,7 @@ fn two_hundred_thousand_files_fit_into_it_and_come_back() {
     }
     give_to_server_user(&node.data);
     node.start();
-    let pgvault = install(dir.path());
+    let pgvault = Pgvault::new(dir.path());
     pgvault.config_for(&node, "");
     let daemon = pgvault.serve();
     pgvault.wait_streaming();
@@ -107,7 +107,7 @@ fn a_file_beyond_the_octal_sizes_of_tar_fits_into_it_and_comes_back() {
     drop(file);
     give_to_server_user(&node.data);
     node.start();
-    let pgvault = install(dir.path());
+    let pgvault = Pgvault::new(dir.path());
     pgvault.config_for(&node, "");
     let daemon = pgvault.serve();
     pgvault.wait_streaming();

@@ -198,7 +198,7 @@ fn the_first_backup_by_the_schedule_waits_for_no_spread_checkpoint() {
     fs::write(&setup.pgvault.config, once_a_year).unwrap();
     setup.node.sql("CREATE TABLE t AS SELECT generate_series(1, 100000) i");
     let daemon = serve(&setup);
-    setup.pgvault.wait("a backup", Duration::from_secs(120), || {
+    setup.pgvault.wait("a backup", LIMIT, || {
         setup
             .pgvault
             .json(&["backup", "list"])

@@ -7,7 +7,6 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use pgvault::backup::{BackupDeps, BackupProgress, BackupRequest, PollRepository, ProgressSender, ReadKind, take};
 use pgvault::backup_verify::{self, BackupProblem, BackupVerifyProgress, BackupVerifyRequest};
@@ -24,6 +23,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use wal::{Lsn, SegmentName, TimelineHistory, TimelineId};
 
+use crate::support::LIMIT;
 use crate::support::attacked::Dice;
 use crate::support::generations::{begin, step};
 use crate::support::pg::{PgNode, give_to_server_user, test_dir};
@@ -133,7 +133,7 @@ impl Matrix {
         // Two more timelines, each with a history and whole segments of its own.
         for _ in 0..2 {
             pipeline.wait_shipped(lsn(&node, "SELECT pg_current_wal_flush_lsn()"));
-            assert!(node.stop("fast", Duration::from_secs(30)));
+            assert!(node.stop("fast", LIMIT));
             fs::write(node.data.join("standby.signal"), "").unwrap();
             give_to_server_user(&node.data.join("standby.signal"));
             node.start();

@@ -171,7 +171,7 @@ fn a_relation_of_more_than_a_gigabyte_with_damage_in_its_second_file_is_named() 
     let mut node = PgNode::init(dir.path(), "primary", 17, &["--data-checksums"], &[("autovacuum", "off")]);
     node.start();
     let second = beyond_a_gigabyte(&mut node);
-    assert!(node.stop("fast", Duration::from_secs(60)));
+    assert!(node.stop("fast", LIMIT));
     // The last page has rows.
     let pages = fs::metadata(&second).unwrap().len() / 8192;
     let file = fs::File::options().write(true).open(&second).unwrap();

@@ -111,12 +111,7 @@ impl Fixture {
         self.fetch_within(request, local, Duration::from_millis(40)).await
     }
 
-    async fn fetch_within(
-        &self,
-        request: &FetchRequest,
-        local: &dyn LocalSource,
-        patience: Duration,
-    ) -> FetchOutcome {
+    async fn fetch_within(&self, request: &FetchRequest, local: &dyn LocalSource, patience: Duration) -> FetchOutcome {
         let open = async || Ok(self.lineage.clone());
         let limits = FetchLimits {
             patience,

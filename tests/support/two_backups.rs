@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use pgvault::backup::ReadKind;
 use pgvault::repository::layout::LineageObject;
@@ -10,6 +9,7 @@ use pgvault::repository::manifest::Manifest;
 use recovery::Backup;
 use serde_json::Value;
 
+use super::LIMIT;
 use super::generations::{begin, step};
 use super::pg::{PgNode, give_to_server_user, major, test_dir};
 use super::restored::{Scene, lsn};
@@ -39,7 +39,7 @@ impl TwoBackups {
         let second = scene.backup_as(&node, ReadKind::Auto).unwrap().0;
         pipeline.wait_shipped(lsn(&node, "SELECT pg_current_wal_flush_lsn()"));
         pipeline.stop();
-        assert!(node.stop("fast", Duration::from_secs(30)));
+        assert!(node.stop("fast", LIMIT));
         give_to_server_user(&scene.installed.repository);
         Self { scene, first, second, node, _dir: dir }
     }
