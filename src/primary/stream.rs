@@ -1,6 +1,5 @@
 //! WAL as it streams from a walsender.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,12 +94,6 @@ impl WalStream {
     /// Asks the server to end the stream; go on calling [`WalStream::next`] until [`StreamEvent::Stopped`].
     pub async fn stop(&mut self) -> Result<(), PgError> {
         self.writer.stop().await
-    }
-
-    /// A descriptor of the socket, readable when something of the stream has arrived: to wait on, not to read from. Given
-    /// once, if at all; whoever has it keeps the connection open.
-    pub fn take_socket(&mut self) -> Option<OwnedFd> {
-        self.reader.connection.wire.take_socket()
     }
 
     /// Divides the stream so that one task reads while another reports.

@@ -1,7 +1,6 @@
 //! The byte stream under a connection: TCP, a unix socket, or TLS over TCP.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -15,17 +14,6 @@ pub(super) enum Transport {
     Tcp(TcpStream),
     Unix(UnixStream),
     Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl Transport {
-    /// Another descriptor of the socket: the connection ends only when it is closed as well.
-    pub(super) fn socket(&self) -> io::Result<OwnedFd> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd().try_clone_to_owned(),
-            Self::Unix(stream) => stream.as_fd().try_clone_to_owned(),
-            Self::Tls(stream) => stream.get_ref().0.as_fd().try_clone_to_owned(),
-        }
-    }
 }
 
 /// Calls the same method of whatever the transport is.

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -44,8 +43,6 @@ pub(super) struct Wire {
     /// A command was sent and its answer is not read to the end: if its future was dropped, the next answer on the wire
     /// belongs to it, and nothing may be asked any more.
     busy: bool,
-    /// Another descriptor of the socket, for whoever wants to see that something has arrived; `None` when there was none left.
-    socket: Option<OwnedFd>,
 }
 
 /// The reading half: all state of a read lives here, so that a dropped future loses nothing.
@@ -73,7 +70,6 @@ pub(super) struct WireWriter {
 impl Wire {
     /// A connection on a transport that nobody has written to.
     pub(super) fn new(transport: Transport) -> Self {
-        let socket = transport.socket().ok();
         let (read, write) = tokio::io::split(transport);
         let buffer = ReadBuffer::new(SMALL_BUFFER, STARTUP_LIMIT);
         Self {
@@ -85,13 +81,7 @@ impl Wire {
                 copy_open: false,
             })),
             busy: false,
-            socket,
         }
-    }
-
-    /// A descriptor by which one sees that something has arrived. Whoever has it keeps the connection open.
-    pub(super) fn take_socket(&mut self) -> Option<OwnedFd> {
-        self.socket.take()
     }
 
     /// Puts a message together and sends it.

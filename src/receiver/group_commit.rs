@@ -70,6 +70,11 @@ impl<C> GroupCommit<C> {
         !self.in_flight && !self.failed && (wanted || !self.complete.is_empty())
     }
 
+    /// Whether the next job is no more than `bytes` of the segment that is being written.
+    pub(super) fn is_short(&self, bytes: u64) -> bool {
+        self.complete.is_empty() && self.received.bytes_since(self.durable) <= bytes
+    }
+
     /// What to sync now; `None` while a sync is in flight or when there is nothing to do. `open` gives the segment being
     /// written as it is at this moment.
     pub(super) fn next_job<S>(&mut self, open: impl FnOnce() -> Option<(S, Lsn)>) -> Option<SyncJob<C, S>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::task::{JoinHandle, spawn_blocking};
 use wal::{Lsn, SegmentName, TimelineId};
 
-use super::arrivals::Arrivals;
+use super::errands::Errands;
 use super::syncer::{Positions, Syncer, Tell};
 use crate::spool::{Held, HeldPrefix, SegmentFile, SentAgain, Space, Spool, SpoolError, SyncHandle, WriteError};
 
@@ -149,14 +149,14 @@ impl Intake {
         self.syncer.want();
     }
 
-    /// From here on the server is told by the syncing thread what is durable.
+    /// From here on the server is told what is durable by whoever makes it so.
     pub(super) fn tell_through(&self, tell: Arc<dyn Tell>) {
         self.syncer.tell_through(tell);
     }
 
-    /// From here on the syncing thread is woken by what arrives as well.
-    pub(super) fn wake_by(&self, arrivals: Arrivals) {
-        self.syncer.wake_by(arrivals);
+    /// As [`Syncer::run_errands_of`].
+    pub(super) fn run_errands_of(&self, errands: Errands) {
+        self.syncer.run_errands_of(errands);
     }
 
     /// The positions, for whoever tells them.

@@ -3,10 +3,10 @@
 //! One receiver per cluster, on a thread of its own with a current-thread runtime: [`Receiver::run`] connects, compares
 //! histories, decides where to go on, streams, and begins again after a pause when the stream ends, for ever.
 
-mod arrivals;
 mod backoff;
 mod cadence;
 mod contact;
+mod errands;
 mod follow;
 mod group_commit;
 mod identity;
@@ -31,6 +31,7 @@ use wal::{Lsn, SegmentName, TimelineId};
 
 pub use backoff::Backoff;
 pub(crate) use contact::{Contact, contact};
+pub(crate) use errands::{Errands, drive};
 pub use follow::Witness;
 pub(crate) use follow::{Loyalty, meet};
 pub(crate) use refetch::refetch;
@@ -90,6 +91,8 @@ pub(crate) struct Receiver {
     pub(crate) without_since: Option<Instant>,
     /// The newest timeline that was streamed, or held when we began.
     pub(crate) followed: Option<TimelineId>,
+    /// Where commits wait for us: who runs this does the syncing that is short.
+    pub(crate) errands: Option<Errands>,
     /// The trouble that was logged last, and when: it is not said again with every attempt.
     pub(crate) told: Option<(String, Instant)>,
 }
@@ -198,6 +201,7 @@ impl Receiver {
             server_end,
             standby: source.standby,
             until: source.until,
+            errands: self.errands.as_ref(),
         };
         let mut loyal = self.loyal_to == Some(source.member);
         let missed = self.settings.slot.clone().filter(|_| slot_missed);

@@ -11,8 +11,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use wal::{Lsn, PgTime, TimelineId};
 
-use super::arrivals::Arrivals;
 use super::cadence::Cadence;
+use super::errands::Errands;
 use super::intake::Intake;
 use super::teller::Teller;
 use super::trouble::Trouble;
@@ -63,16 +63,15 @@ pub(super) struct Session<'a> {
     pub(super) standby: bool,
     /// Where the WAL ends that is wanted from this member; `None` for all that comes.
     pub(super) until: Option<Lsn>,
+    /// Where commits wait for us: who syncs between two polls of this.
+    pub(super) errands: Option<&'a Errands>,
 }
 
 impl Session<'_> {
     /// Receives until the stream ends, for whatever reason, and leaves everything received durable.
-    pub(super) async fn run(&self, mut stream: WalStream, mut intake: Intake) -> Result<SessionEnd, Trouble> {
-        if self.settings.synchronous {
-            // Without it commits are acknowledged all the same, a change of threads later.
-            if let Some(arrivals) = stream.take_socket().and_then(|socket| Arrivals::new(socket).ok()) {
-                intake.wake_by(arrivals);
-            }
+    pub(super) async fn run(&self, stream: WalStream, mut intake: Intake) -> Result<SessionEnd, Trouble> {
+        if let Some(errands) = self.errands {
+            intake.run_errands_of(errands.clone());
         }
         let (mut reader, writer) = stream.split();
         let teller = Teller {

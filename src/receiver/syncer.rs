@@ -1,8 +1,8 @@
-//! The thread that waits for the disk, so that the read loop does not, and that tells the server at once what the disk has.
+//! Waits for the disk, so that the read loop does not, and tells the server at once what the disk has.
 //!
-//! Bytes are written by the read loop; what they amount to stands in [`GroupCommit`], which both sides share. The thread takes
-//! a job, does it, and takes the next one: the read loop is not woken for it, and a commit that waits for us waits for one
-//! change of threads less.
+//! Bytes are written by the read loop; what they amount to stands in [`GroupCommit`], which both sides share. A job is done by
+//! a thread of its own, or, when it is short and commits wait for it, as an errand of the thread that reads: then nobody has to
+//! be woken between the packet and the answer. Whoever does a job tells the server as well: the read loop is not woken for it.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,14 +11,14 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, spawn_blocking};
 use wal::Lsn;
 
-use super::arrivals::{Arrivals, Woken};
+use super::errands::{Errand, Errands};
 use super::group_commit::{GroupCommit, SyncJob};
 use crate::spool::{CompleteSegment, SpoolError, SyncHandle};
 
-/// How often the thread looks whether what has arrived is written, before it sleeps: for some tens of microseconds.
-const LOOKS: u32 = 100;
+/// Syncing so many bytes is an errand; more is left to the thread, so that reading goes on meanwhile.
+const SHORT: u64 = 256 << 10;
 
-/// Tells the server where we are. Called on the syncing thread, and must not wait.
+/// Tells the server where we are. Called by whoever has synced, and must not wait.
 pub(super) trait Tell: Send + Sync + Debug {
     /// Whether it was told; if not, the read loop does it.
     fn try_tell(&self) -> bool;
@@ -38,7 +38,7 @@ impl Positions {
     }
 }
 
-/// The syncing thread of one intake. Dropped, it ends after the job that it has.
+/// What makes the bytes of one intake durable. Dropped, its thread ends after the job that it has.
 #[derive(Debug)]
 pub(super) struct Syncer {
     shared: Arc<Shared>,
@@ -61,12 +61,12 @@ struct State {
     /// What to sync of the segment that is being written.
     open: Option<SyncHandle>,
     tell: Option<Arc<dyn Tell>>,
-    /// What wakes the thread besides.
-    arrivals: Option<Arc<Arrivals>>,
+    /// Where short jobs are asked for; without it the thread does them too.
+    errands: Option<Errands>,
+    /// What ended an errand.
+    failure: Option<SpoolError>,
     /// The thread has nothing to do and sleeps.
     sleeps: bool,
-    /// It sleeps where the bell of `arrivals` wakes it.
-    rings: bool,
     /// The read loop waits for the end of a job.
     awaited: bool,
     closed: bool,
@@ -80,9 +80,9 @@ impl Syncer {
             position,
             open: None,
             tell: None,
-            arrivals: None,
+            errands: None,
+            failure: None,
             sleeps: false,
-            rings: false,
             awaited: false,
             closed: false,
         };
@@ -99,10 +99,9 @@ impl Syncer {
         self.shared.state().tell = Some(tell);
     }
 
-    /// From here on the thread is woken by what arrives as well.
-    pub(super) fn wake_by(&self, arrivals: Arrivals) {
-        self.shared.state().arrivals = Some(Arc::new(arrivals));
-        self.shared.work.notify_one();
+    /// From here on what is short is synced by the thread that reads. To be asked for by its task alone.
+    pub(super) fn run_errands_of(&self, errands: Errands) {
+        self.shared.state().errands = Some(errands);
     }
 
     /// The positions, for whoever tells them.
@@ -116,7 +115,7 @@ impl Syncer {
         state.position = position;
         state.commit.written(position);
         state.open = Some(open);
-        self.shared.wake_if_due(state);
+        self.shared.begin_if_due(state);
     }
 
     /// Bytes up to `position` are those that were held before: there is nothing to sync.
@@ -131,14 +130,14 @@ impl Syncer {
         state.open = None;
         let end = segment.end();
         state.commit.segment_complete(segment, end);
-        self.shared.wake_if_due(state);
+        self.shared.begin_if_due(state);
     }
 
     /// Someone waits for what was received so far.
     pub(super) fn want(&self) {
         let mut state = self.shared.state();
         state.commit.want();
-        self.shared.wake_if_due(state);
+        self.shared.begin_if_due(state);
     }
 
     /// Whether everything received is durable.
@@ -146,12 +145,12 @@ impl Syncer {
         self.shared.state().commit.is_clean()
     }
 
-    /// Returns when the server has to be told what is durable, because the syncing thread could not; an error when nothing
-    /// is synced any more. Cancel-safe.
+    /// Returns when the read loop has to look again: to tell the server what is durable, because whoever synced could not,
+    /// or to ask for what is to be synced next; an error when nothing is synced any more. Cancel-safe.
     pub(super) async fn untold(&mut self) -> Result<(), SpoolError> {
         let Some(thread) = &mut self.thread else { return Err(SpoolError::Helper("it has ended".to_owned())) };
         let ended = tokio::select! {
-            () = self.shared.done.notified() => return Ok(()),
+            () = self.shared.done.notified() => return self.shared.failure(),
             ended = thread => ended,
         };
         self.thread = None;
@@ -173,7 +172,7 @@ impl Syncer {
                 }
                 state.awaited = true;
                 state.commit.want();
-                self.shared.wake_if_due(state);
+                self.shared.begin_if_due(state);
             }
             self.untold().await?;
         }
@@ -182,10 +181,10 @@ impl Syncer {
     /// Ends the thread after the job that it has.
     pub(super) async fn close(mut self) -> Result<(), SpoolError> {
         self.shared.close();
-        match self.thread.take() {
-            Some(thread) => thread.await.unwrap_or_else(|error| Err(SpoolError::Helper(error.to_string()))),
-            None => Ok(()),
+        if let Some(thread) = self.thread.take() {
+            thread.await.unwrap_or_else(|error| Err(SpoolError::Helper(error.to_string())))?;
         }
+        self.shared.failure()
     }
 }
 
@@ -205,17 +204,15 @@ impl Shared {
     fn run(&self) -> Result<(), SpoolError> {
         while let Some(job) = self.next_job() {
             self.work(job)?;
-            let tell = self.state().tell.clone();
-            let told = tell.is_none_or(|tell| tell.try_tell());
-            let awaited = std::mem::take(&mut self.state().awaited);
-            if !told || awaited {
+            self.tell();
+            if self.state().next_is_errand() {
                 self.done.notify_one();
             }
         }
         Ok(())
     }
 
-    /// Does a job that was taken. After an error no other one is given out.
+    /// Does a job that was taken, and gives no other one out after an error.
     fn work(&self, job: SyncJob<CompleteSegment, SyncHandle>) -> Result<(), SpoolError> {
         let ended = run(job);
         let mut state = self.state();
@@ -231,65 +228,49 @@ impl Shared {
         }
     }
 
+    /// Tells the server what is durable now, and wakes the read loop where there is something to do for it.
+    fn tell(&self) {
+        let tell = self.state().tell.clone();
+        let told = tell.is_none_or(|tell| tell.try_tell());
+        let awaited = std::mem::take(&mut self.state().awaited);
+        if !told || awaited {
+            self.done.notify_one();
+        }
+    }
+
     /// Waits for something to do; `None` when it shall end.
     fn next_job(&self) -> Option<SyncJob<CompleteSegment, SyncHandle>> {
-        // What arrives may be nothing to sync, or be there for long: between two jobs it wakes the thread once.
-        let mut by_arrival = true;
         let mut state = self.state();
         loop {
             if state.closed {
                 return None;
             }
-            if let Some(job) = state.next_job() {
+            // An errand's bytes and a job of ours cannot be in flight together: `GroupCommit` gives out one at a time.
+            if !state.next_is_errand()
+                && let Some(job) = state.next_job()
+            {
                 return Some(job);
             }
             state.sleeps = true;
-            state = match state.arrivals.clone().filter(|_| by_arrival) {
-                Some(arrivals) => {
-                    state.rings = true;
-                    drop(state);
-                    let woken = arrivals.wait();
-                    // It holds the connection.
-                    drop(arrivals);
-                    by_arrival = woken == Woken::ByBell;
-                    if woken == Woken::ByArrival { self.soon() } else { self.state() }
-                }
-                None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
-            (state.sleeps, state.rings) = (false, false);
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.sleeps = false;
         }
     }
 
-    /// Something has arrived: the read loop is about to write it, so it is looked for a few times before one sleeps.
-    fn soon(&self) -> MutexGuard<'_, State> {
-        for _ in 0..LOOKS {
-            let mut state = self.state();
-            // Nobody needs to wake us.
-            (state.sleeps, state.rings) = (false, false);
-            if state.closed || state.commit.is_due() {
-                return state;
-            }
-            drop(state);
-            std::thread::yield_now();
+    /// Has the next job done, if there is one, by whoever shall do it.
+    fn begin_if_due(self: &Arc<Self>, state: MutexGuard<'_, State>) {
+        match &state.errands {
+            Some(errands) if state.next_is_errand() => errands.ask(Arc::clone(self) as Arc<dyn Errand>),
+            _ => self.wake_if_due(state),
         }
-        self.state()
     }
 
     fn wake_if_due(&self, mut state: MutexGuard<'_, State>) {
         if state.sleeps && state.commit.is_due() {
             // Not again before it has looked.
             state.sleeps = false;
-            self.wake(state);
-        }
-    }
-
-    fn wake(&self, mut state: MutexGuard<'_, State>) {
-        let rings = std::mem::take(&mut state.rings);
-        let arrivals = state.arrivals.clone().filter(|_| rings);
-        drop(state);
-        match arrivals {
-            Some(arrivals) => arrivals.ring(),
-            None => self.work.notify_one(),
+            drop(state);
+            self.work.notify_one();
         }
     }
 
@@ -298,18 +279,38 @@ impl Shared {
         state.closed = true;
         // It holds our positions, and the connection: neither may outlive the intake.
         let tell = state.tell.take();
-        let arrivals = state.arrivals.take();
         drop(state);
         drop(tell);
-        if let Some(arrivals) = arrivals {
-            arrivals.ring();
-        }
         self.work.notify_one();
+    }
+
+    /// Why an errand failed, once.
+    fn failure(&self) -> Result<(), SpoolError> {
+        self.state().failure.take().map_or(Ok(()), Err)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing panics while the lock is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Errand for Shared {
+    /// As the thread does, for as long as the next job is an errand: while a slow one was run, more may have arrived.
+    fn run(&self) {
+        loop {
+            let mut state = self.state();
+            let job = if !state.closed && state.next_is_errand() { state.next_job() } else { None };
+            let Some(job) = job else { return self.wake_if_due(state) };
+            drop(state);
+            match self.work(job) {
+                Ok(()) => self.tell(),
+                Err(error) => {
+                    self.state().failure = Some(error);
+                    self.done.notify_one();
+                }
+            }
+        }
     }
 }
 
@@ -321,6 +322,11 @@ impl State {
             let end = open.end();
             Some((open, end))
         })
+    }
+
+    /// Whether what is due next is short, and there is somebody who runs errands.
+    fn next_is_errand(&self) -> bool {
+        self.errands.is_some() && self.commit.is_due() && self.commit.is_short(SHORT)
     }
 }
 

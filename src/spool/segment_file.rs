@@ -310,6 +310,13 @@ impl SyncHandle {
         self.end
     }
 
+    /// The same of something that cannot be synced.
+    #[cfg(test)]
+    pub fn that_fails(self) -> Self {
+        let (read, _) = io::pipe().expect("a pipe");
+        Self { file: Arc::new(File::from(std::os::fd::OwnedFd::from(read))), ..self }
+    }
+
     /// Makes durable what was written when the handle was taken. Blocks on disk.
     pub fn sync(self) -> Result<(), SpoolError> {
         let path = self.spool.partial_path(self.name);

@@ -15,7 +15,7 @@ use super::{GapRecord, GapStore, WalParts, WalSettings, WalState};
 use crate::archiver::{Archiver, STORE_AGAIN};
 use crate::error::{Error, ErrorCode, Result};
 use crate::primary::ConnectOptions;
-use crate::receiver::{self, Backoff, Loyalty, Receiver};
+use crate::receiver::{self, Backoff, Errands, Loyalty, Receiver};
 use crate::repository::{ClusterIdentity, ClusterRepository, LineageRepository};
 use crate::spool::{LEAST_SEGMENTS, Spool, SpoolError, SpoolOptions};
 
@@ -62,6 +62,7 @@ impl WalPipeline {
             last: None,
             without_since: None,
             followed: None,
+            errands: parts.settings.synchronous.then(Errands::default),
             told: None,
         };
         let abort = CancellationToken::new();
@@ -371,13 +372,22 @@ fn spawn_receiver(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let (ended, receive_end) = oneshot::channel();
     let name = format!("wal-{}", receiver.settings.cluster);
+    let watch = format!("{name}-2");
     let body = move || {
-        let ended = runtime.block_on(async {
+        let errands = receiver.errands.clone();
+        let receiving = async {
             tokio::select! {
                 () = receiver.run(stop) => Some(ended),
                 () = abort.cancelled() => None,
             }
-        });
+        };
+        let ended = match errands {
+            None => runtime.block_on(receiving),
+            Some(errands) => receiver::drive(&runtime, &errands, &watch, receiving).unwrap_or_else(|error| {
+                tracing::error!(%error, "cannot start a second thread for a receiver");
+                None
+            }),
+        };
         // Waits for the helpers that write to the spool, so that nothing is written after the answer.
         drop(runtime);
         if let Some(ended) = ended {
