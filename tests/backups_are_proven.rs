@@ -3,11 +3,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
+use pgvault::repository::layout::{LineageObject, ObjectName, Parsed};
 use serde_json::Value;
+use wal::Lsn;
 
 use crate::support::generations::contents;
-use crate::support::pg::{give_to_server_user, major};
+use crate::support::pg::{PgNode, give_to_server_user, major};
 use crate::support::restored::{lsn, wait_promoted};
 use crate::support::two_backups::{TwoBackups, flip};
 
@@ -132,6 +135,61 @@ fn a_damaged_manifest_keeps_nobody_from_the_other_backups() {
         proven.scene.installed.ok(["backup", what, &first]);
         assert_eq!(proven.listed(&proven.first)["keep"], keep);
     }
+}
+
+#[test]
+fn a_damaged_tail_keeps_nobody_from_the_moments_before_it() {
+    let mut two = TwoBackups::new();
+    // Whole segments behind the second backup, then one that is not complete.
+    two.node.start();
+    let pipeline = two.scene.vault.start(&two.node.conninfo());
+    pipeline.wait_streaming();
+    for _ in 0..3 {
+        two.node.sql("INSERT INTO keys SELECT md5(g::text || clock_timestamp()) FROM generate_series(1, 12000) g");
+    }
+    two.node.sql("SELECT pg_switch_wal()");
+    let before = lsn(&two.node, "SELECT pg_current_wal_insert_lsn()");
+    let rows = two.node.sql("SELECT count(*) FROM keys");
+    two.node.sql("INSERT INTO keys VALUES ('in the tail')");
+    let behind = lsn(&two.node, "SELECT pg_current_wal_flush_lsn()");
+    let utc = "to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let time_behind = two.node.sql(&format!("SELECT {utc}"));
+    pipeline.wait_shipped(behind);
+    pipeline.stop();
+    assert!(two.node.stop("fast", Duration::from_secs(30)));
+    give_to_server_user(&two.scene.installed.repository);
+    let whole = two.scene.vault.segments();
+    let of_open = |key: &String| match ObjectName::parse(key) {
+        Parsed::Known(ObjectName::InLineage(_, LineageObject::Tail(tail))) => !whole.contains(&tail.segment),
+        _ => false,
+    };
+    let tails: Vec<String> = two.scene.vault.keys().into_iter().filter(of_open).collect();
+    assert!(!tails.is_empty());
+    assert_eq!(two.recover(&["--latest"]).0, 0);
+    tails.iter().for_each(|key| flip(&two.path(key), 70));
+
+    // What lies in it is refused, with the object and the last moment before it.
+    let (code, error) = two.recover(&["--latest"]);
+    assert!(code == 9 && tails.iter().any(|key| error["message"].as_str().unwrap().contains(key)), "{error}");
+    let helps: Vec<&str> = error["help"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let told = helps.iter().find_map(|help| help.split_once("--target-lsn ")?.1.split_once(' '));
+    let (nearest, _) = told.unwrap_or_else(|| panic!("{error}"));
+    assert!(nearest.parse::<Lsn>().unwrap() < before, "{error}");
+    let (code, error) = two.recover(&["--target-lsn", &behind.to_string()]);
+    assert!(code == 9 && error["help"].to_string().contains(nearest), "{error}");
+    let (code, error) = two.recover(&["--target-time", &time_behind]);
+    assert!(code == 9 && error["help"].to_string().contains(nearest), "what follows decides: {error}");
+    // What lies before it is recovered.
+    let id = two.second.id.to_string();
+    let (code, plan) = two.recover(&["--immediate", "--backup", &id]);
+    assert_eq!((code, &plan["backup"]), (0, &Value::from(id.as_str())), "{plan}");
+    let mut restored = PgNode::at(&two.scene.dir, "restored", two.node.major);
+    let to = restored.data.to_str().unwrap();
+    two.scene.installed.ok(["recover", "main", "--target-lsn", nearest, "--action", "promote", "--to", to]);
+    restored.configure(&[]);
+    restored.start();
+    wait_promoted(&restored);
+    assert_eq!(restored.sql("SELECT count(*) FROM keys"), rows);
 }
 
 #[test]

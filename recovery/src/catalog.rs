@@ -166,6 +166,24 @@ impl Catalog {
         rest
     }
 
+    /// The same without the tail of the segment that starts at `start`: as if its WAL had not come yet.
+    #[must_use]
+    pub fn without_tail(&self, timeline: TimelineId, start: Lsn) -> Self {
+        let mut rest = self.clone();
+        rest.tails.retain(|tail| (tail.timeline, tail.start) != (timeline, start));
+        rest.coverage = Coverage::new();
+        for of_timeline in self.coverage.timelines() {
+            for range in self.coverage.ranges(of_timeline) {
+                let has_it = of_timeline == timeline && range.start <= start && start < range.end;
+                let end = if has_it { start } else { range.end };
+                if range.start < end {
+                    rest.coverage.insert(WalRange { end, ..range });
+                }
+            }
+        }
+        rest
+    }
+
     /// The backup of this name, if its manifest cannot be read.
     pub fn unreadable(&self, id: &BackupId) -> Option<&UnreadableBackup> {
         self.unreadable.iter().find(|backup| backup.id == *id)
@@ -221,5 +239,12 @@ mod tests {
         assert_eq!(catalog.fork_tails(), [range(1, 0x200, 0x500)]);
         catalog.histories.clear();
         assert_eq!(catalog.fork_tails(), []);
+
+        let tail = TailEnd { timeline: timeline(3), start: Lsn::new(0x700), end: Lsn::new(0x800) };
+        catalog.tails = vec![tail];
+        let without = catalog.without_tail(tail.timeline, tail.start);
+        assert_eq!(without.coverage.ranges(timeline(3)).collect::<Vec<_>>(), [range(3, 0x500, 0x700)]);
+        assert_eq!(without.coverage.ranges(timeline(2)).collect::<Vec<_>>(), [range(2, 0x300, 0x600)]);
+        assert_eq!(without.tails, []);
     }
 }

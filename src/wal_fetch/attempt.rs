@@ -119,13 +119,29 @@ async fn fetch_segment(
     segment: SegmentName,
     local: &dyn LocalSource,
 ) -> Result<Fetched, Trouble> {
-    let Some(mut wanted) = Wanted::on_the_way(request, lineage, segment).await? else { return Ok(Fetched::Absent) };
+    let Some(wanted) = Wanted::on_the_way(request, lineage, segment).await? else { return Ok(Fetched::Absent) };
+    let target = request.limit_until().map(|until| SegmentNumber::containing_end(until, lineage.segment_size()));
+    let beyond_target = target.is_some_and(|target| wanted.number > target);
+    match fetch_wanted(request, lineage, wanted, beyond_target, local).await {
+        // PostgreSQL only looks ahead there (xlogprefetcher.c): recovery stops before it, whatever became of it.
+        Err(Trouble::Repository(RepositoryError::Damaged { .. })) if beyond_target => Ok(Fetched::Absent),
+        fetched => fetched,
+    }
+}
+
+async fn fetch_wanted(
+    request: &FetchRequest,
+    lineage: &LineageRepository,
+    mut wanted: Wanted,
+    beyond_target: bool,
+    local: &dyn LocalSource,
+) -> Result<Fetched, Trouble> {
+    let segment = wanted.segment;
     if fetch_whole(request, lineage, &wanted, local).await? {
         return Ok(Fetched::Whole);
     }
     // Not stored whole. What comes behind it tells an end from a hole.
     let (number, size) = (wanted.number, lineage.segment_size());
-    let beyond_target = request.limit_until().is_some_and(|until| number > SegmentNumber::containing_end(until, size));
     wanted.way = wanted.way.knowing_all(lineage).await?;
     let ends_in_tail = !beyond_target && target_is_in_tail(request, lineage, segment).await?;
     if !beyond_target

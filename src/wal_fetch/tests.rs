@@ -199,6 +199,20 @@ async fn damaged_wal_is_never_served() {
 }
 
 #[tokio::test]
+async fn damage_behind_the_target_holds_nobody_up() {
+    let fixture = Fixture::new().await;
+    fixture.put(1, [1, 2]).await;
+    fixture.put_tail(1, 3, 5000).await;
+    fixture.faulty.add(Rule::new(Fault::Truncate(100)).key(".zst"));
+    for (file, number) in [("000000010000000000000002", 2), ("000000010000000000000003", 3)] {
+        let before = FetchRequest { until: Some(Lsn::new(number * MIB)), ..fixture.request(file) };
+        assert_eq!(fixture.code(&before).await, 1, "PostgreSQL looks ahead: {file}");
+        let inside = FetchRequest { until: Some(Lsn::new(number * MIB + 1)), ..fixture.request(file) };
+        assert_eq!(fixture.code(&inside).await, 255, "{file}");
+    }
+}
+
+#[tokio::test]
 async fn a_hole_is_an_error_and_not_an_end() {
     let fixture = Fixture::new().await;
     fixture.put(1, [1, 2, 4]).await;
