@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::place::PrefetchPlace;
 use super::protocol::{self, Answer, MAX_LINE};
@@ -13,6 +13,10 @@ use crate::wal_fetch::{Asker, FetchName};
 
 /// A prefetcher that says nothing for so long does not count any more: while it works it says so every second.
 const SILENCE: Duration = Duration::from_secs(10);
+
+/// Nor does one that is at it for so long: whatever it waits for, a recovery must not stand still with it. The way without
+/// it ends by itself.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What came of asking a prefetcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +38,7 @@ pub fn ask(
     start: impl FnOnce() -> io::Result<()>,
 ) -> Reply {
     // Every kind of trouble ends in the same: the file is fetched in another way.
-    let answer = connect(place, start).and_then(|stream| converse(stream, file));
+    let answer = connect(place, start).and_then(|stream| converse(stream, file, PATIENCE));
     fault_point!("fetch.answered");
     match answer {
         Ok(Answer::Absent) => Reply::Absent,
@@ -57,7 +61,8 @@ fn connect(place: &PrefetchPlace, start: impl FnOnce() -> io::Result<()>) -> io:
     }
 }
 
-fn converse(mut stream: UnixStream, file: &FetchName) -> io::Result<Answer> {
+fn converse(mut stream: UnixStream, file: &FetchName, patience: Duration) -> io::Result<Answer> {
+    let begun = Instant::now();
     stream.set_read_timeout(Some(SILENCE))?;
     stream.set_write_timeout(Some(SILENCE))?;
     stream.write_all(protocol::ask(file).as_bytes())?;
@@ -66,8 +71,24 @@ fn converse(mut stream: UnixStream, file: &FetchName) -> io::Result<Answer> {
         let mut line = String::new();
         lines.by_ref().take(MAX_LINE).read_line(&mut line)?;
         match line.parse().map_err(io::Error::other)? {
+            Answer::Wait if begun.elapsed() > patience => return Err(io::ErrorKind::TimedOut.into()),
             Answer::Wait => {}
             answer => return Ok(answer),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefetcher_that_only_ever_says_that_it_is_at_it_is_not_waited_for_without_end() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let says = std::thread::spawn(move || while theirs.write_all(b"wait\n").is_ok() {});
+        let file = "000000010000000000000007".parse().unwrap();
+        let error = converse(ours, &file, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        says.join().unwrap();
     }
 }
