@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use recovery::BackupStatus;
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Ended;
@@ -25,7 +26,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::storage::metered::NoMeter;
 use crate::wal_pipeline::{WalParts, WalPipeline, WalSettings};
 
-/// How often a waiting client asks the daemon.
+/// How often a waiting client asks the daemon, which answers earlier when the backup has ended.
 const ASK_EVERY: Duration = Duration::from_millis(300);
 /// How long streaming may take to begin where no daemon streams.
 const STREAMING_WITHIN: Duration = Duration::from_secs(60);
@@ -78,7 +79,9 @@ async fn by_daemon(
     }
     let mut progress = Progress::new(&context.output, &context.clock, &cluster.name);
     loop {
-        let document = daemon.get(&format!("/api/v1/backups/run?cluster={name}&run={run}")).await?;
+        let next = Instant::now() + ASK_EVERY;
+        let wait_ms = ASK_EVERY.as_millis();
+        let document = daemon.get(&format!("/api/v1/backups/run?cluster={name}&run={run}&wait_ms={wait_ms}")).await?;
         let state = &document["progress"];
         match document["state"].as_str() {
             Some("running") => progress.show(
@@ -97,7 +100,8 @@ async fn by_daemon(
                 return Err(crate::daemon::http::error_of(&document["error"]));
             }
         }
-        tokio::time::sleep(ASK_EVERY).await;
+        // An older daemon answers at once.
+        sleep_until(next).await;
     }
 }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use recovery::{Backup, BackupStatus};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::backup_run;
@@ -74,6 +75,8 @@ pub struct Backups {
     ask: mpsc::Sender<Asked>,
     asked: Mutex<Option<mpsc::Receiver<Asked>>>,
     state: Mutex<State>,
+    /// Told when a run has ended.
+    ends: watch::Sender<()>,
 }
 
 type Asked = (BackupWish, oneshot::Sender<Result<u64>>);
@@ -99,7 +102,7 @@ impl Backups {
     /// None ran yet.
     pub fn new() -> Self {
         let (ask, asked) = mpsc::channel(1);
-        Self { ask, asked: Mutex::new(Some(asked)), state: Mutex::new(State::default()) }
+        Self { ask, asked: Mutex::new(Some(asked)), state: Mutex::new(State::default()), ends: watch::Sender::new(()) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -125,6 +128,18 @@ impl Backups {
     /// How a run stands; `None` when it is unknown or too long ago.
     pub fn run(&self, number: u64) -> Option<Run> {
         self.state().runs.iter().find(|run| run.number == number).cloned()
+    }
+
+    /// The same as soon as it has ended, at the latest after `patience`.
+    pub async fn run_when_ended(&self, number: u64, patience: Duration) -> Option<Run> {
+        // Before the first look: an end in between is not missed.
+        let mut ends = self.ends.subscribe();
+        let ended = async {
+            while self.run(number).is_some_and(|run| run.outcome.is_none()) && ends.changed().await.is_ok() {}
+        };
+        // That it has not ended is an answer, too.
+        drop(timeout(patience, ended).await);
+        self.run(number)
     }
 
     /// For status and metrics.
@@ -177,6 +192,8 @@ impl Backups {
         if let Some(run) = state.runs.iter_mut().find(|run| run.number == number) {
             run.outcome = Some(outcome);
         }
+        drop(state);
+        self.ends.send_replace(());
     }
 
     /// What the schedule needs to know of runs that the repository does not show yet.

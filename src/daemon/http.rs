@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{Query, State};
@@ -21,6 +22,9 @@ use super::supervisor::Supervisor;
 use super::{deep, status, stored, window};
 use crate::codec::digest::sha256;
 use crate::error::{Error, ErrorCode, Result};
+
+/// So long an answer may be held back until something has happened.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Who may do what on one listener.
 #[derive(Clone, Debug)]
@@ -115,6 +119,8 @@ struct Question {
     strict: Option<String>,
     at: Option<String>,
     run: Option<u64>,
+    /// Of a run: for so many milliseconds its end is waited for.
+    wait_ms: Option<u64>,
 }
 
 type Answer = std::result::Result<Response, Failure>;
@@ -253,9 +259,11 @@ async fn get_run(State(shared): State<Shared>, headers: HeaderMap, Query(questio
     shared.may_read(&headers)?;
     let cluster = shared.supervisor.one_cluster(question.cluster.as_deref())?;
     let number = question.run.unwrap_or_default();
+    let patience = Duration::from_millis(question.wait_ms.unwrap_or_default()).min(LONGEST_WAIT);
     let run = cluster
         .backups
-        .run(number)
+        .run_when_ended(number, patience)
+        .await
         .ok_or_else(|| Error::new(ErrorCode::NotFound, format!("no run {number} of a backup")))?;
     Ok(Json(run_document(&run, &cluster.view())).into_response())
 }
