@@ -15,12 +15,17 @@ use crate::repository::file_table::{
     ChunkHash, ChunkRef, EntryKind, FileContent, PartWriter, PatchedChunk, StoredChunk, TableEntry,
 };
 use crate::repository::manifest::{DamagedFile, PackRef, PartRef};
-use crate::repository::pack::PackBuilder;
+use crate::repository::pack::{PACK_SIZE, PackBuilder};
 use crate::storage::Sha256;
 
 mod entry;
 
 use entry::OpenEntry;
+
+/// The first packs of a backup have this size, so that the store has something to do early on and little when everything was
+/// read; later ones a part of what was packed before, up to the full size.
+const FIRST_PACKS: usize = 8 << 20;
+const PART_OF_ALL: u64 = 8;
 
 /// More damaged files than this are counted and not named.
 const MAX_DAMAGED: usize = 10_000;
@@ -47,6 +52,8 @@ pub(super) struct Packer {
     progress: ProgressSender,
     /// The pack that is being filled, and its index in `packs`.
     open: Option<(u32, PackBuilder)>,
+    /// Bytes of the packs that were finished.
+    finished_bytes: u64,
     /// Every pack that a chunk lies in; `None` while it has no name yet.
     packs: Vec<Option<PackRef>>,
     ordinals: HashMap<Sha256, u32>,
@@ -69,6 +76,7 @@ impl Packer {
             fresh,
             progress,
             open: None,
+            finished_bytes: 0,
             packs: Vec::new(),
             ordinals: HashMap::new(),
             entry: None,
@@ -187,7 +195,7 @@ impl Packer {
             none => {
                 let ordinal = self.packs.len();
                 self.packs.push(None);
-                none.insert((narrow(ordinal), PackBuilder::new()))
+                none.insert((narrow(ordinal), PackBuilder::of_size(next_size(self.finished_bytes))))
             }
         };
         let packed = builder.push(frame, plain, hash);
@@ -196,6 +204,7 @@ impl Packer {
         if builder.is_full()
             && let Some((ordinal, builder)) = self.open.take()
         {
+            self.finished_bytes += builder.len() as u64;
             self.uploads.pack(ordinal as usize, builder).await?;
         }
         Ok(stored)
@@ -254,6 +263,30 @@ impl Packer {
     }
 }
 
+/// How large the next pack gets, when the packs before have so many bytes.
+fn next_size(finished_bytes: u64) -> usize {
+    usize::try_from(finished_bytes / PART_OF_ALL).unwrap_or(PACK_SIZE).clamp(FIRST_PACKS, PACK_SIZE)
+}
+
 fn narrow(ordinal: usize) -> u32 {
     u32::try_from(ordinal).expect("four thousand million packs are more than any store holds")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FIRST_PACKS, next_size};
+    use crate::repository::pack::PACK_SIZE;
+
+    #[test]
+    fn packs_begin_small_and_grow_with_the_backup() {
+        let mut packed = 0;
+        let mut sizes = Vec::new();
+        while sizes.last() != Some(&PACK_SIZE) {
+            sizes.push(next_size(packed));
+            packed += sizes[sizes.len() - 1] as u64;
+        }
+        assert_eq!(sizes[..9], [FIRST_PACKS; 9]);
+        assert!(sizes.is_sorted() && sizes.len() < 25, "{sizes:?}");
+        assert_eq!(next_size(u64::MAX), PACK_SIZE);
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use recovery::BackupId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use super::error::CopyError;
@@ -15,9 +16,16 @@ use crate::repository::chunk_index::{ChunkIndex, pack_key};
 use crate::repository::file_table::PlainPart;
 use crate::repository::layout::{LineageKeys, LineageObject, ShortHash};
 use crate::repository::manifest::{PackRef, PartRef};
-use crate::repository::pack::{PackBuilder, PackedChunk};
+use crate::repository::pack::{PACK_SIZE, PackBuilder, PackedChunk};
 use crate::repository::{Objects, Prepared, PutNew, RepositoryError};
 use crate::storage::{Body, ObjectKey, Sha256};
+
+/// What goes to the store is counted in so many bytes.
+const UNIT: usize = 1 << 20;
+
+/// A whole pack takes so many units, and in its place may go so many smaller objects.
+const OF_A_PACK: usize = (PACK_SIZE + (PACK_SIZE >> 4)) / UNIT;
+const SMALLER: usize = 4;
 
 /// Where a backup's objects go.
 #[derive(Clone, Debug)]
@@ -50,29 +58,38 @@ pub(super) enum Uploaded {
 pub(super) struct Uploads {
     destination: Destination,
     tasks: JoinSet<Result<Uploaded, CopyError>>,
-    limit: usize,
+    room: Arc<Semaphore>,
     settled: VecDeque<Uploaded>,
 }
 
 impl Uploads {
-    /// At most `limit` objects on their way at once: each may be a pack in memory.
-    pub(super) fn new(destination: Destination, limit: usize) -> Self {
-        Self { destination, tasks: JoinSet::new(), limit, settled: VecDeque::new() }
+    /// At most as much on its way at once as `packs` whole packs, all of it in memory.
+    pub(super) fn new(destination: Destination, packs: usize) -> Self {
+        let room = Arc::new(Semaphore::new(packs * OF_A_PACK));
+        Self { destination, tasks: JoinSet::new(), room, settled: VecDeque::new() }
     }
 
     /// Starts to store a pack, when there is room.
     pub(super) async fn pack(&mut self, ordinal: usize, builder: PackBuilder) -> Result<(), CopyError> {
-        self.make_room(self.limit).await?;
+        let room = self.room_for(builder.len()).await?;
         let destination = self.destination.clone();
-        self.tasks.spawn(async move { destination.store_pack(ordinal, builder).await });
+        self.tasks.spawn(async move {
+            let stored = destination.store_pack(ordinal, builder).await;
+            drop(room);
+            stored
+        });
         Ok(())
     }
 
     /// Starts to store a part of the file table, when there is room.
     pub(super) async fn part(&mut self, number: usize, part: PlainPart) -> Result<(), CopyError> {
-        self.make_room(self.limit).await?;
+        let room = self.room_for(part.plain.len()).await?;
         let destination = self.destination.clone();
-        self.tasks.spawn(async move { destination.store_part(number, part).await });
+        self.tasks.spawn(async move {
+            let stored = destination.store_part(number, part).await;
+            drop(room);
+            stored
+        });
         Ok(())
     }
 
@@ -94,18 +111,18 @@ impl Uploads {
 
     /// Waits for everything that is on its way.
     pub(super) async fn wait(&mut self) -> Result<Vec<Uploaded>, CopyError> {
-        self.make_room(1).await?;
+        while let Some(done) = self.tasks.join_next().await {
+            self.settled.push_back(done??);
+        }
         self.settled()
     }
 
-    /// Waits until fewer than `limit` are on their way.
-    async fn make_room(&mut self, limit: usize) -> Result<(), CopyError> {
-        while self.tasks.len() >= limit {
-            if let Some(done) = self.tasks.join_next().await {
-                self.settled.push_back(done??);
-            }
-        }
-        Ok(())
+    /// Waits until an object of so many bytes may be on its way as well. What fails gives its room back, and is told by
+    /// whoever looks for what has settled.
+    async fn room_for(&self, bytes: usize) -> Result<OwnedSemaphorePermit, CopyError> {
+        let units = bytes.div_ceil(UNIT).clamp(OF_A_PACK / SMALLER, OF_A_PACK);
+        let units = u32::try_from(units).expect("a pack has a few dozen units");
+        Arc::clone(&self.room).acquire_many_owned(units).await.map_err(|_| CopyError::Stopped)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::storage::Sha256;
 #[cfg(test)]
 mod tests;
 
-/// A pack is finished when it has this many bytes.
+/// A pack is finished when it has this many bytes, at the latest.
 pub const PACK_SIZE: usize = 32 << 20;
 
 /// A pack has at most this many chunks, so that its table of contents stays small.
@@ -44,10 +44,11 @@ pub struct PackedChunk {
 }
 
 /// A pack that is being filled, in memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PackBuilder {
     bytes: Vec<u8>,
     chunks: Vec<PackedChunk>,
+    full: usize,
 }
 
 /// A pack that is full.
@@ -64,8 +65,19 @@ pub struct FinishedPack {
 impl PackBuilder {
     /// An empty pack.
     pub fn new() -> Self {
+        Self::of_size(PACK_SIZE)
+    }
+
+    /// An empty pack that is to be finished when it has so many bytes, at most [`PACK_SIZE`].
+    pub fn of_size(full: usize) -> Self {
+        let full = full.min(PACK_SIZE);
         // Chunks end a little above the size; the table of contents follows.
-        Self { bytes: Vec::with_capacity(PACK_SIZE + (PACK_SIZE >> 4)), chunks: Vec::new() }
+        Self { bytes: Vec::with_capacity(full + (PACK_SIZE >> 4)), chunks: Vec::new(), full }
+    }
+
+    /// Its bytes so far.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Appends the zstd frame of a chunk.
@@ -84,7 +96,7 @@ impl PackBuilder {
 
     /// Whether it is time to finish it.
     pub fn is_full(&self) -> bool {
-        self.bytes.len() >= PACK_SIZE || self.chunks.len() >= MAX_CHUNKS
+        self.bytes.len() >= self.full || self.chunks.len() >= MAX_CHUNKS
     }
 
     /// Appends the table of contents and gives the pack its name. Hashes all of it: some milliseconds of CPU.
@@ -112,6 +124,12 @@ impl PackBuilder {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no table of contents at the end of the pack: {0}")]
 pub struct TocError(&'static str);
+
+impl Default for PackBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 /// What the end of a pack gave.
 #[derive(Debug, PartialEq, Eq)]

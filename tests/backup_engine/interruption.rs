@@ -14,7 +14,7 @@ use super::{Bench, code, fast, noise, put_file};
 use crate::support::LIMIT;
 use crate::support::pg::{PgNode, major, test_dir};
 
-/// A server with so much that does not compress that two packs are full long before the end.
+/// A server with so much that does not compress that several packs are full long before the end.
 fn heavy_node(base: &std::path::Path) -> PgNode {
     let node = PgNode::start_new(base, "primary", major(15));
     put_file(&node, b"ballast", &noise(11, 75 << 20));
@@ -47,7 +47,8 @@ async fn next_uses_the_packs(bench: &Bench) {
     for pack in orphans {
         assert!(used.contains(&pack.to_string()), "{pack} is not used");
     }
-    assert!(next.new_bytes < next.stored_bytes - (30 << 20), "{} of {}", next.new_bytes, next.stored_bytes);
+    // The first packs have 8 MiB; one is there at least.
+    assert!(next.new_bytes < next.stored_bytes - (7 << 20), "{} of {}", next.new_bytes, next.stored_bytes);
     assert_eq!(bench.selectable().await, 1);
 }
 
