@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,9 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use recovery::DataPath;
+use rustix::buffer::spare_capacity;
+use rustix::fs::{Advice, fadvise};
+use rustix::io::{Errno, pread};
 use tokio::sync::mpsc;
 
 use super::cut::CutChunk;
@@ -47,6 +51,32 @@ impl Eq for FromFile {}
 impl OpenedFile {
     pub(super) const fn new(path: DataPath, file: File, reading: mpsc::Sender<()>) -> Self {
         Self { path, file, damaged: AtomicU64::new(0), _reading: reading }
+    }
+
+    /// Has the kernel begin to read what lies there, without waiting for it.
+    pub(super) fn begin_to_read(&self, position: u64, len: usize) {
+        let len = NonZeroU64::new(len as u64);
+        if let Err(errno) = fadvise(&self.file, position, len, Advice::WillNeed) {
+            // Then reading takes longer.
+            tracing::trace!(%errno, "nothing is read ahead");
+        }
+    }
+
+    /// Appends `len` bytes that lie at `position`, into memory that `into` has already.
+    pub(super) fn append(&self, position: u64, len: usize, into: &mut Vec<u8>) -> Result<(), CopyError> {
+        let (from, end) = (into.len(), into.len() + len);
+        into.reserve(len);
+        while into.len() < end {
+            let done = (into.len() - from) as u64;
+            match pread(&self.file, spare_capacity(into), position + done) {
+                Ok(0) => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(CopyError::File { path: self.path.to_string(), source: errno.into() }),
+            }
+        }
+        // A file that has grown gives more, one that was truncated less: see `read`.
+        into.resize(end, 0);
+        Ok(())
     }
 
     /// Fills `into` with what lies at `position`. A file that was truncated meanwhile goes on with zeros, as in BASE_BACKUP
@@ -136,6 +166,22 @@ mod tests {
         writer.write_all_at(&newer, 3 * PAGE as u64).unwrap();
         assert_eq!(judge(&file, &mut bytes), 1);
         assert!(bytes == [good[0].clone(), good[1].clone(), torn[2].clone(), newer].concat());
+    }
+
+    #[test]
+    fn a_file_is_appended_as_long_as_it_was_to_be() {
+        let pages: Vec<Vec<u8>> = (0..4).map(|block| page(block, 0x100_0000)).collect();
+        let (temp, file) = opened(&pages);
+        for (len, is_there) in [(4 * PAGE, 4 * PAGE), (2 * PAGE, 4 * PAGE), (4 * PAGE, PAGE + 100)] {
+            File::options().write(true).open(temp.path()).unwrap().set_len(is_there as u64).unwrap();
+            let mut bytes = Vec::with_capacity(8 * PAGE);
+            bytes.extend_from_slice(b"before");
+            file.append(0, len, &mut bytes).unwrap();
+            let mut expected = pages.concat();
+            expected.truncate(is_there.min(len));
+            expected.resize(len, 0);
+            assert!(bytes[..6] == *b"before" && bytes[6..] == expected, "{len} of {is_there}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::read_back::OldFrames;
 use super::reference::{OldChunk, PlacedChunk};
-use crate::codec::difference::xor;
+use crate::codec::difference::{difference, xor};
 use crate::codec::{CompressError, Compression, Compressor, DecompressError, Decompressor};
 use crate::repository::file_table::{CHUNK_SIZE, ChunkHash};
 
@@ -17,13 +17,15 @@ const WORTH: usize = 2;
 /// Contexts and memory of one thread, used again.
 #[derive(Debug)]
 pub(super) struct Tools {
-    pub(super) compressor: Compressor,
+    compressor: Compressor,
     decompressor: Decompressor,
     /// The whole chunk beneath.
     base: Vec<u8>,
     /// The old content, when it is another.
     old: Vec<u8>,
     difference: Vec<u8>,
+    /// A frame as it is made: it needs room for more than it takes.
+    frame: Vec<u8>,
 }
 
 /// What was read back is not what it should be.
@@ -39,6 +41,7 @@ impl Tools {
             base: Vec::new(),
             old: Vec::new(),
             difference: Vec::new(),
+            frame: Vec::new(),
         })
     }
 
@@ -74,10 +77,13 @@ impl Tools {
 
     /// The difference of `bytes` to the base that was opened last, and its hash: the identity of the frame that holds it.
     pub(super) fn difference(&mut self, bytes: &[u8]) -> ChunkHash {
-        self.difference.clear();
-        self.difference.extend_from_slice(bytes);
-        xor(&mut self.difference, &self.base);
+        difference(bytes, &self.base, &mut self.difference);
         ChunkHash::of(&self.difference)
+    }
+
+    /// Appends the frame of `bytes`; returns its length.
+    pub(super) fn append_frame(&mut self, bytes: &[u8], frames: &mut Vec<u8>) -> Result<usize, CompressError> {
+        append_frame(&mut self.compressor, bytes, &mut self.frame, frames)
     }
 
     /// Appends the frame of that difference when it is worth while, else that of `bytes`; whether it is the difference.
@@ -89,19 +95,32 @@ impl Tools {
         frames: &mut Vec<u8>,
     ) -> Result<(usize, bool), CompressError> {
         let start = frames.len();
-        let patch = self.compressor.append_frame(&self.difference, frames)?;
+        let patch = append_frame(&mut self.compressor, &self.difference, &mut self.frame, frames)?;
         // What the chunk beneath takes is what the whole one would, nearly always: then it need not be compressed.
         if patch.saturating_mul(WORTH) <= base.stored as usize {
             return Ok((start, true));
         }
         let whole_start = frames.len();
-        let whole = self.compressor.append_frame(bytes, frames)?;
+        let whole = self.append_frame(bytes, frames)?;
         if patch.saturating_mul(WORTH) <= whole {
             frames.truncate(whole_start);
             return Ok((start, true));
         }
         Ok((whole_start, false))
     }
+}
+
+/// By way of `frame`, so that `frames` grows by what the frame takes and not by what it could have taken.
+fn append_frame(
+    compressor: &mut Compressor,
+    bytes: &[u8],
+    frame: &mut Vec<u8>,
+    frames: &mut Vec<u8>,
+) -> Result<usize, CompressError> {
+    frame.clear();
+    let len = compressor.append_frame(bytes, frame)?;
+    frames.extend_from_slice(frame);
+    Ok(len)
 }
 
 /// Puts `pages` over `content`: page number `numbers[i]`, counted in `content`, is the i-th of `pages`.

@@ -20,6 +20,9 @@ use super::tar::{Member, MemberKind, TarEvent, TarReader};
 use crate::primary::{BackupEvent, BaseBackupStream, PgError};
 use crate::repository::manifest::TablespacePath;
 
+/// Progress is told every so many bytes.
+const TELL_EVERY: u64 = 1 << 20;
+
 /// A base backup that is being sent.
 pub trait BackupStream: Send {
     /// The next event.
@@ -84,9 +87,9 @@ pub(super) async fn read_stream(
             BackupEvent::Data(bytes) => {
                 archives.data(bytes).await?;
                 let CutTotals { files, bytes, .. } = archives.intake.cutter.totals();
-                // Once a buffer's worth of bytes is often enough for whoever looks.
+                // Whoever looks does so a few times a second.
                 progress.send_if_modified(|progress| {
-                    let enough = bytes >= progress.done_bytes + (256 << 10);
+                    let enough = bytes >= progress.done_bytes + TELL_EVERY;
                     if enough {
                         (progress.done_bytes, progress.files) = (bytes, files);
                     }

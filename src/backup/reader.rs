@@ -1,58 +1,68 @@
-//! Reads the bytes of batches whose chunks come from files, several at once and no faster than allowed.
+//! Reads the bytes of batches whose chunks come from files, no faster than allowed.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
-use super::cut::{Batch, Item};
+use super::cut::{Batch, CutChunk, Item};
 use super::error::CopyError;
+use super::opened::OpenedFile;
 use super::progress::ProgressSender;
 use crate::primary::MaxRate;
 
 /// Reads batches.
 #[derive(Debug)]
 pub(super) struct Reader {
-    permits: Semaphore,
     pace: Option<Pace>,
     progress: ProgressSender,
 }
 
 impl Reader {
-    /// At most `readers` batches at once, and `max_rate` in all.
-    pub(super) fn new(readers: usize, max_rate: Option<MaxRate>, progress: ProgressSender) -> Self {
-        Self { permits: Semaphore::new(readers.max(1)), pace: max_rate.map(Pace::new), progress }
+    /// At most `max_rate` in all.
+    pub(super) fn new(max_rate: Option<MaxRate>, progress: ProgressSender) -> Self {
+        Self { pace: max_rate.map(Pace::new), progress }
     }
 
-    /// Reads what is to be read of a batch.
-    pub(super) async fn fill(&self, mut batch: Batch) -> Result<Batch, CopyError> {
-        let (from, len) = (batch.bytes.len(), batch.to_read);
-        if len == 0 {
-            return Ok(batch);
+    /// Waits until a batch may be read, and has the kernel begin with that: when its turn comes, its bytes are in memory. So
+    /// several batches are read at once, and whoever works on them need not wait for a disk.
+    pub(super) async fn begin(&self, batch: &Batch) {
+        if batch.to_read == 0 {
+            return;
         }
-        let _permit = self.permits.acquire().await;
         if let Some(pace) = &self.pace {
-            pace.wait(len).await;
+            pace.wait(batch.to_read).await;
         }
-        let batch = spawn_blocking(move || {
-            batch.bytes.resize(from + len, 0);
-            let Batch { bytes, items, .. } = &mut batch;
-            for item in items {
-                if let Item::Chunk(cut) = item
-                    && let Some(file) = &cut.from
-                {
-                    file.0.read(cut.position, &mut bytes[cut.bytes.clone()])?;
-                }
+        for (file, cut) in to_read(&batch.items) {
+            file.begin_to_read(cut.position, cut.bytes.len());
+        }
+    }
+
+    /// Reads what is to be read of a batch, on a thread that may wait.
+    pub(super) fn fill(&self, mut batch: Batch) -> Result<Batch, CopyError> {
+        let Batch { bytes, items, to_read: len } = &mut batch;
+        for (file, cut) in to_read(items) {
+            if bytes.len() != cut.bytes.start {
+                return Err(CopyError::OutOfTurn("a chunk that does not lie behind the one before"));
             }
-            Ok::<_, CopyError>(batch)
+            file.append(cut.position, cut.bytes.len(), bytes)?;
+        }
+        // Whoever looks is told of it by something else that has changed.
+        self.progress.send_if_modified(|progress| {
+            progress.read_bytes += *len as u64;
+            false
         });
-        let batch = batch.await??;
-        self.progress.send_modify(|progress| progress.read_bytes += len as u64);
         Ok(batch)
     }
+}
+
+/// The chunks whose bytes are still in files.
+fn to_read(items: &[Item]) -> impl Iterator<Item = (&OpenedFile, &CutChunk)> {
+    items.iter().filter_map(|item| match item {
+        Item::Chunk(cut) => cut.from.as_ref().map(|from| (&*from.0, cut)),
+        _ => None,
+    })
 }
 
 /// So many bytes a second.

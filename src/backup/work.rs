@@ -89,8 +89,9 @@ impl Workshop {
 
     /// Works on a batch and gives its buffer back.
     pub(super) async fn work(self: Arc<Self>, batch: Batch, pages: Option<PageCheck>) -> Result<Worked, CopyError> {
-        let batch = self.reader.fill(batch).await?;
-        let looked = self.on_thread(move |shop, tools| shop.look(batch, pages, tools)).await??;
+        self.reader.begin(&batch).await;
+        // Read by whoever looks at them, the bytes are in the processor's cache.
+        let looked = self.on_thread(move |shop, tools| shop.look(shop.reader.fill(batch)?, pages, tools)).await??;
         if looked.waiting.is_empty() {
             self.buffers.put(looked.bytes);
             return Ok(looked.worked);
@@ -304,7 +305,7 @@ fn whole(
     frames: &mut Vec<u8>,
 ) -> Result<ChunkPlace, CompressError> {
     let start = frames.len();
-    tools.compressor.append_frame(content, frames)?;
+    tools.append_frame(content, frames)?;
     Ok(ChunkPlace::New(hash, start..frames.len()))
 }
 

@@ -14,13 +14,30 @@ pub fn xor(bytes: &mut [u8], base: &[u8]) {
     }
 }
 
+/// Leaves in `into` the difference of `bytes` to `base`, as [`xor`] makes it.
+pub fn difference(bytes: &[u8], base: &[u8], into: &mut Vec<u8>) {
+    let (both, beyond) = bytes.split_at(bytes.len().min(base.len()));
+    // What is overwritten anyway need not be made zeros.
+    into.resize(both.len(), 0);
+    let (words, rest) = into.as_chunks_mut::<8>();
+    let (byte_words, byte_rest) = both.as_chunks::<8>();
+    let (base_words, base_rest) = base[..both.len()].as_chunks::<8>();
+    for ((word, bytes), base) in words.iter_mut().zip(byte_words).zip(base_words) {
+        *word = (u64::from_ne_bytes(*bytes) ^ u64::from_ne_bytes(*base)).to_ne_bytes();
+    }
+    for ((byte, bytes), base) in rest.iter_mut().zip(byte_rest).zip(base_rest) {
+        *byte = bytes ^ base;
+    }
+    into.extend_from_slice(beyond);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;
     use proptest::prelude::any;
     use proptest::{prop_assert_eq, proptest};
 
-    use super::xor;
+    use super::{difference, xor};
 
     #[test]
     fn what_is_alike_becomes_zeros_and_what_lies_beyond_the_base_stays() {
@@ -35,7 +52,11 @@ mod tests {
             let mut there_and_back = bytes.clone();
             xor(&mut there_and_back, &base);
             xor(&mut there_and_back, &base);
-            prop_assert_eq!(there_and_back, bytes);
+            prop_assert_eq!(&there_and_back, &bytes);
+            let mut apart = vec![7; 33];
+            difference(&bytes, &base, &mut apart);
+            xor(&mut apart, &base);
+            prop_assert_eq!(apart, bytes);
         }
     }
 }
