@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::FutureExt;
+use futures_util::future::try_join;
 use recovery::{Backup, BackupId, BackupKind};
 use wal::{Coverage, PgTime, WalRange};
 
@@ -45,9 +46,13 @@ pub async fn take(request: &BackupRequest, deps: &BackupDeps<'_>, progress: &Pro
         ready = until_commit(request, deps, progress, &doing).boxed() => ready,
     };
     // Not in the select: a commit that has begun is carried through, else nobody knew whether the backup exists.
-    let Ready { destination, manifest, noted } = ready?;
+    let Ready { destination, manifest, noted, index } = ready?;
     put_manifest(&destination, &manifest).await?;
     fault_point!("backup.committed");
+    // Closed on a thread that may wait: then it is written to disk. The next backup opens it.
+    if let Err(error) = tokio::task::spawn_blocking(move || drop(index)).await {
+        tracing::warn!(%error, "index of chunks not closed");
+    }
     if let Some(noted) = noted {
         save(noted, deps).await;
     }
@@ -65,6 +70,8 @@ struct Ready {
     manifest: Manifest,
     /// What the next backup need not read, when this one is committed.
     noted: Option<Noted>,
+    /// To be closed.
+    index: Arc<ChunkIndex>,
 }
 
 /// Everything but the commit.
@@ -79,8 +86,8 @@ async fn until_commit(
     progress.send_modify(|progress| progress.phase = BackupPhase::Check);
     // The newest data key is used from here on.
     deps.repository.objects().refresh_keys().await.map_err(|error| explain(error.into()))?;
-    let index = known_chunks(deps).await?;
-    let (mut connection, server, state) = connect(deps, doing).await?;
+    let (index, (mut connection, server, state)) =
+        try_join(known_chunks(deps).boxed(), connect(deps, doing).boxed()).await?;
     let chosen = files::choose_source(request.kind, deps, &index, &connection, &server, progress).await?;
     let mut reading = match &chosen {
         Some(files) => files.reading(),
@@ -158,7 +165,7 @@ async fn until_commit(
         packs: packed.packs,
     };
     let noted = chosen.zip(read.traces).map(|(files, traces)| files.noted(&manifest, traces));
-    Ok(Ready { destination, manifest, noted })
+    Ok(Ready { destination, manifest, noted, index })
 }
 
 /// Keeps what was noted of files. A cache: without it the next backup reads everything.

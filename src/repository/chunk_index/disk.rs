@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::repository::file_table::ChunkHash;
 use crate::repository::pack::PackedChunk;
@@ -45,7 +45,7 @@ impl DiskIndex {
 
     fn open_file(path: &Path) -> Result<Self, redb::Error> {
         let database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
-        let transaction = database.begin_write()?;
+        let transaction = begin_write(&database)?;
         transaction.open_table(CHUNKS)?;
         transaction.open_table(PACKS)?;
         transaction.commit()?;
@@ -62,7 +62,7 @@ impl DiskIndex {
 
     /// All chunks of a pack and the fact that it is known, or nothing.
     pub(super) fn add_pack(&self, pack: &Sha256, chunks: &[PackedChunk]) -> Result<(), redb::Error> {
-        let transaction = self.database.begin_write()?;
+        let transaction = begin_write(&self.database)?;
         {
             let mut table = transaction.open_table(CHUNKS)?;
             for chunk in chunks {
@@ -81,10 +81,18 @@ impl DiskIndex {
     }
 
     pub(super) fn retain(&self, keep: impl Fn(&Sha256) -> bool) -> Result<(), redb::Error> {
-        let transaction = self.database.begin_write()?;
+        let transaction = begin_write(&self.database)?;
         transaction.open_table(CHUNKS)?.retain(|_, (pack, ..)| keep(pack))?;
         transaction.open_table(PACKS)?.retain(|pack, ()| keep(pack))?;
         transaction.commit()?;
         Ok(())
     }
+}
+
+/// A change that is whole or not at all, and on disk when the index is closed: it is a cache, and what a crash takes from it
+/// is read anew.
+fn begin_write(database: &Database) -> Result<WriteTransaction, redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::None)?;
+    Ok(transaction)
 }
