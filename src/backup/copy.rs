@@ -7,10 +7,10 @@
 //!
 //! Memory, whatever the size of the cluster: the pool's buffers (1 MiB each: one being cut, the queue, one per worker and
 //! per read-back), a compressed batch for each of those (about 1 MiB), three chunks of scratch per worker, the pack being
-//! filled and those on their way (34 MiB each), windows of old packs (1 MiB each: four, and those that somebody still uses),
+//! filled and those on their way (34 MiB each), windows of old packs (1 MiB each: six, and those that somebody still uses),
 //! the fresh chunks (16 MiB at most), the index's cache (16 MiB), the part of
 //! the file table (8 MiB, once more while it is compressed), 32 bytes per file for duplicates and the reference. With two
-//! workers, four read-backs and two uploads: about 195 MiB at the very most, 140 in practice.
+//! workers, four read-backs and two uploads: about 197 MiB at the very most, 140 in practice.
 
 use std::sync::Arc;
 
