@@ -66,9 +66,28 @@ def workplace(name):
         shutil.rmtree(base, ignore_errors=True)
 
 
+# For so many seconds ext4 does not use an inode again that was deleted, and walks past each of them when it makes a file (`recently_deleted` in ialloc.c).
+FORGOTTEN_AFTER = 6
+_removed_at = None
+
+
 def remove(folder):
-    """Removes a data directory; what a prefetcher that outlives its server for a moment removes itself may be gone meanwhile."""
+    """Removes a directory; what a prefetcher that outlives its server for a moment removes itself may be gone meanwhile."""
+    global _removed_at
     subprocess.run(["rm", "-rf", folder], check=False)
+    _removed_at = time.monotonic()
+
+
+def settle():
+    """Waits until what was removed last costs nobody anything any more."""
+    if _removed_at is not None:
+        time.sleep(max(0, _removed_at + FORGOTTEN_AFTER - time.monotonic()))
+
+
+def in_turn(tools, run):
+    """The tools in the order of this run: each comes first in some."""
+    first = run % len(tools) if tools else 0
+    return [*tools[first:], *tools[:first]]
 
 
 def peak_mib(pid):

@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-from common import ROOT, environment, user_args
+from common import ROOT, environment, settle, user_args
 
 CPU, MEMORY = Path("/sys/fs/cgroup/cpuacct"), Path("/sys/fs/cgroup/memory")
 # Without them (no root, or version 2 of control groups) there are only times.
@@ -69,6 +69,7 @@ class Measured:
         self.tool, self.server, self.peak, self.over = tool, server, None, threading.Event()
 
     def __enter__(self):
+        settle()
         subprocess.run(["sync"], check=True)
         self.watcher = threading.Thread(target=self._watch, daemon=True)
         self.watcher.start()

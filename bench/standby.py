@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from common import Server, environment, remove, wait_until
+from common import Server, environment, in_turn, remove, wait_until
 from counted import Measured
 from tools import Pgvault, folder
 
@@ -20,8 +20,8 @@ def sent():
 def standby(bench, tools, found):
     """Every tool in turn; the clock stops when the standby streams and has replayed what the primary had when it began."""
     ways = [("pg_basebackup from the primary", None)] + [(f"pgvault standby create, {tool.place.name}", tool) for tool in tools if isinstance(tool, Pgvault)]
-    for _ in range(bench.args.runs):
-        for words, tool in ways:
+    for run in range(bench.args.runs):
+        for words, tool in in_turn(ways, run):
             found.setdefault(words, []).append(one(bench, words, tool))
 
 

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 
-from common import BUCKET, S3_ENV, config, end, environment, give_to_user, s3_repository, user_args, wait_until
+from common import BUCKET, S3_ENV, config, end, environment, give_to_user, remove, s3_repository, user_args, wait_until
 
 
 class Place:
@@ -28,7 +28,7 @@ class Place:
     def forget(self, prefix):
         """Removes a repository; in S3 nothing is removed: a store that cleans up while another tool writes would be measured too."""
         if not self.s3:
-            shutil.rmtree(self.base / prefix, ignore_errors=True)
+            remove(self.base / prefix)
 
 
 def folder(path):

@@ -7,6 +7,7 @@
 //! wanted_chunks(entries) -> plan -> ChunkReader::fetch (async) -> Unpacker::unpack (CPU, verified) -> pwrite
 //! ```
 
+mod aligned;
 mod plan;
 mod unpack;
 
@@ -20,6 +21,7 @@ use recovery::DataPath;
 use crate::repository::file_table::{ChunkRef, EntryKind, StoredChunk, TableEntry};
 use crate::storage::{ObjectKey, Storage, StorageError, StorageErrorKind};
 
+pub use aligned::ALIGNMENT;
 pub use plan::{PackRead, PatchRange, WantedChunk, plan, wanted_chunks, zero_chunks};
 pub use unpack::{ChunkSink, Unpacker, open_frame};
 

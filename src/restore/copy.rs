@@ -1,27 +1,24 @@
 //! Writing the files of a backup, many at a time, each proven.
 //!
 //! The file table is read part by part, so memory depends on the size of a part and the number of jobs, not on the size
-//! of the cluster. Of each part the directories and files are made first, then ranges of packs are read in parallel and
-//! every chunk is written at its place once its hash is right; the job that writes a part's last chunk checks that each
-//! of the part's files as a whole has the checksum that the file table says.
+//! of the cluster. Of each part the directories are made first, then ranges of packs are read in parallel and every chunk
+//! is written at its place once its hash is right; each file as a whole is checked when its last chunk is there.
+
+mod part;
 
 use std::convert::Infallible;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crc32c::{crc32c, crc32c_combine};
 use recovery::DataPath;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::codec::digest::crc32c_of_zeros;
 use crate::error::{Error, ErrorCode, Result};
 use crate::fault_point;
 use crate::repository::chunk_reader::{ChunkError, ChunkReader, Fetched, PackRead, Unpacker, plan, wanted_chunks};
-use crate::repository::file_table::{ChunkRef, EntryKind, FileContent, PartReader, TableEntry};
+use crate::repository::file_table::{EntryKind, PartReader, TableEntry};
 use crate::repository::layout::ObjectName;
 use crate::repository::manifest::{Manifest, PartRef};
 use crate::repository::{LineageRepository, RepositoryError};
@@ -33,14 +30,27 @@ use super::progress::RestoreProgressSender;
 use super::roots::{Keep, PG_CONTROL, Roots};
 use super::throttle::Throttle;
 
-/// One part of the file table on its way to the disk.
+use part::{Part, Writer, content};
+
+/// So many files that need nothing from the repository are made in one go.
+const FILES_AT_ONCE: usize = 256;
+
+/// What every read needs.
 #[derive(Debug)]
-struct Part {
-    entries: Vec<TableEntry>,
-    /// CRC-32C of every chunk that is stored and lies at its place.
-    checksums: Mutex<Checksums>,
-    /// Reads that have not ended.
-    open_reads: AtomicUsize,
+struct Tools {
+    reader: ChunkReader,
+    roots: Arc<Roots>,
+    /// Those that nobody uses, with their memory.
+    unpackers: Mutex<Vec<Unpacker>>,
+}
+
+/// What a job does.
+#[derive(Debug)]
+enum Work {
+    /// Fetches a range and writes its chunks.
+    Read(PackRead),
+    /// Makes and finishes files of which nothing is fetched.
+    Files(Vec<usize>),
 }
 
 /// What became of the files of a backup.
@@ -52,9 +62,9 @@ pub(super) struct Copied {
     pub(super) kept_bytes: u64,
 }
 
-/// The reads that are under way. Each holds `writing` for as long as it may write.
-struct Reads {
-    running: JoinSet<Result<()>>,
+/// The jobs that are under way. Each holds `writing` for as long as it may write, and tells how many files it finished.
+struct Jobs {
+    running: JoinSet<Result<u64>>,
     writing: mpsc::Sender<Infallible>,
 }
 
@@ -68,12 +78,12 @@ pub(super) async fn copy_files(
     progress: &RestoreProgressSender,
 ) -> Result<Copied> {
     let (writing, mut written) = mpsc::channel(1);
-    let mut reads = Reads { running: JoinSet::new(), writing };
-    let copied = copy_parts(lineage, manifest, roots, jobs, throttle, progress, &mut reads).await;
+    let mut under_way = Jobs { running: JoinSet::new(), writing };
+    let copied = copy_parts(lineage, manifest, roots, jobs, throttle, progress, &mut under_way).await;
     // What fetches can be ended, a thread that writes cannot: whoever is told of the error may remove the directory, or begin
     // again in it, so it is waited for. The channel closes with the last of them.
-    reads.running.shutdown().await;
-    drop(reads.writing);
+    under_way.running.shutdown().await;
+    drop(under_way.writing);
     if let Some(never) = written.recv().await {
         match never {}
     }
@@ -87,38 +97,46 @@ async fn copy_parts(
     jobs: usize,
     mut throttle: Throttle<'_>,
     progress: &RestoreProgressSender,
-    under_way: &mut Reads,
+    under_way: &mut Jobs,
 ) -> Result<Copied> {
     let reader = chunk_reader(lineage, manifest);
+    let tools = Arc::new(Tools { reader, roots, unpackers: Mutex::default() });
     let limit = Arc::new(Semaphore::new(jobs.max(1)));
     let mut copied = Copied::default();
     let mut has_control = false;
+    let (mut files, mut finished) = (0, 0);
     for part in &manifest.parts {
         throttle.take(part.size).await;
         let entries = read_part(lineage, manifest, part).await?;
         has_control |= entries.iter().any(|entry| entry.path.as_bytes() == PG_CONTROL);
-        let (part, reads, of_part) = prepare(entries, &roots, manifest.chunk_size).await?;
+        let (part, work, of_part) = prepare(entries, &tools).await?;
         fault_point!("restore.prepared");
         progress.send_modify(|progress| progress.done_bytes += of_part.kept_bytes);
+        files += part.files();
         copied.bytes += of_part.bytes;
         copied.kept_bytes += of_part.kept_bytes;
-        for read in reads {
+        for work in work {
             let permit = limit.clone().acquire_owned().await.map_err(stopped)?;
-            throttle.take(read.stored_bytes()).await;
+            if let Work::Read(read) = &work {
+                throttle.take(read.stored_bytes()).await;
+            }
             // One failure ends the restore.
             while let Some(ended) = under_way.running.try_join_next() {
-                ended.map_err(stopped)??;
+                finished += ended.map_err(stopped)??;
             }
-            let (reader, part, roots, progress) = (reader.clone(), part.clone(), roots.clone(), progress.clone());
+            let (tools, part, progress) = (tools.clone(), part.clone(), progress.clone());
             let writing = under_way.writing.clone();
             under_way.running.spawn(async move {
                 let _permit = permit;
-                copy_read(reader, read, part, roots, &progress, writing).await
+                do_work(work, tools, part, &progress, writing).await
             });
         }
     }
     while let Some(ended) = under_way.running.join_next().await {
-        ended.map_err(stopped)??;
+        finished += ended.map_err(stopped)??;
+    }
+    if finished != files {
+        return Err(damaged(format!("{finished} of {files} files of backup {} were completed", manifest.id)));
     }
     if !has_control {
         return Err(damaged(format!("backup {} has no global/pg_control", manifest.id)));
@@ -151,40 +169,37 @@ pub(super) fn chunk_reader(lineage: &LineageRepository, manifest: &Manifest) -> 
     ChunkReader::new(lineage.objects().storage().clone(), packs, manifest.chunk_size)
 }
 
-/// Makes the directories and files of a part, zeros where nothing is kept, and plans what to read for them.
-async fn prepare(
-    entries: Vec<TableEntry>,
-    roots: &Arc<Roots>,
-    chunk_size: u32,
-) -> Result<(Arc<Part>, Vec<PackRead>, Copied)> {
-    let roots = roots.clone();
+/// Makes the directories of a part, takes over what is kept of its files, and says what is to be done for the rest.
+async fn prepare(entries: Vec<TableEntry>, tools: &Arc<Tools>) -> Result<(Arc<Part>, Vec<Work>, Copied)> {
+    let tools = tools.clone();
     let prepared = tokio::task::spawn_blocking(move || {
-        let mut checksums: Checksums =
+        let roots = &tools.roots;
+        let mut right: Checksums =
             entries.iter().map(|entry| vec![None; content(entry).map_or(0, |file| file.chunks.len())]).collect();
-        let there = make_entries(&entries, &roots)?;
-        let kept_bytes = match roots.keep() {
-            Keep::Right => right_chunks(&entries, &there, &roots, chunk_size, &mut checksums)?,
-            Keep::New | Keep::Nothing => 0,
+        for entry in entries.iter().filter(|entry| entry.kind == EntryKind::Directory) {
+            roots.make_directory(&entry.path, entry.mode).map_err(|error| cannot_write(&entry.path, &error))?;
+        }
+        let (are_made, kept_bytes) = match roots.keep() {
+            Keep::Right => {
+                let there = take_files(&entries, roots)?;
+                (true, right_chunks(&entries, &there, roots, tools.reader.chunk_size(), &mut right)?)
+            }
+            Keep::New | Keep::Nothing => (false, 0),
         };
         let mut wanted = wanted_chunks(&entries);
-        wanted.retain(|chunk| checksums[chunk.entry][chunk.index as usize].is_none());
-        let reads = plan(wanted);
+        wanted.retain(|chunk| right[chunk.entry][chunk.index as usize].is_none());
         let bytes = entries.iter().filter_map(content).map(|file| file.size).sum();
-        let open_reads = AtomicUsize::new(reads.len());
-        let part = Part { entries, checksums: Mutex::new(checksums), open_reads };
-        if reads.is_empty() {
-            finish(&part, &roots)?;
-        }
-        Ok((Arc::new(part), reads, Copied { bytes, kept_bytes }))
+        let part = Part::new(entries, right, are_made);
+        let without = part.without_chunks();
+        let files = without.chunks(FILES_AT_ONCE).map(|files| Work::Files(files.to_vec()));
+        let work = files.chain(plan(wanted).into_iter().map(Work::Read)).collect();
+        Ok((Arc::new(part), work, Copied { bytes, kept_bytes }))
     });
     prepared.await.map_err(stopped)?
 }
 
-/// Makes directories, then files; returns how many bytes of each entry were there before.
-fn make_entries(entries: &[TableEntry], roots: &Roots) -> Result<Vec<u64>> {
-    for entry in entries.iter().filter(|entry| entry.kind == EntryKind::Directory) {
-        roots.make_directory(&entry.path, entry.mode).map_err(|error| cannot_write(&entry.path, &error))?;
-    }
+/// Takes over what is there of each file, or makes it; returns how many bytes of each entry were there before.
+fn take_files(entries: &[TableEntry], roots: &Roots) -> Result<Vec<u64>> {
     let there: Vec<AtomicU64> = entries.iter().map(|_| AtomicU64::new(0)).collect();
     let numbered: Vec<(usize, &TableEntry)> = entries.iter().enumerate().collect();
     parallel::for_each(
@@ -193,7 +208,7 @@ fn make_entries(entries: &[TableEntry], roots: &Roots) -> Result<Vec<u64>> {
         || (),
         |(), (at, entry)| {
             let Some(file) = content(entry) else { return Ok(()) };
-            let found = roots.create(&entry.path, file.size, entry.mode);
+            let found = roots.take(&entry.path, file.size, entry.mode);
             there[*at].store(found.map_err(|error| cannot_write(&entry.path, &error))?, Ordering::Relaxed);
             Ok::<(), Error>(())
         },
@@ -201,89 +216,49 @@ fn make_entries(entries: &[TableEntry], roots: &Roots) -> Result<Vec<u64>> {
     Ok(there.into_iter().map(AtomicU64::into_inner).collect())
 }
 
-/// Fetches one range, proves its chunks and writes them.
-async fn copy_read(
-    reader: ChunkReader,
-    read: PackRead,
+/// Does one thing of a part; returns how many files are complete by it.
+async fn do_work(
+    work: Work,
+    tools: Arc<Tools>,
     part: Arc<Part>,
-    roots: Arc<Roots>,
     progress: &RestoreProgressSender,
     writing: mpsc::Sender<Infallible>,
-) -> Result<()> {
-    let bytes = reader.fetch(&read, &part.entries).await.map_err(chunk_failed)?;
-    let written = tokio::task::spawn_blocking(move || {
-        let written = write_chunks(&reader, &read, &bytes, &part, &roots)?;
-        // The last one to get here sees every checksum: they were entered under the lock before.
-        if part.open_reads.fetch_sub(1, Ordering::AcqRel) == 1 {
-            finish(&part, &roots)?;
-        }
-        drop(writing);
-        Ok::<u64, Error>(written)
-    });
-    let written = written.await.map_err(stopped)??;
-    progress.send_modify(|progress| progress.done_bytes += written);
-    Ok(())
-}
-
-fn write_chunks(reader: &ChunkReader, read: &PackRead, bytes: &Fetched, part: &Part, roots: &Roots) -> Result<u64> {
-    let chunk_size = u64::from(reader.chunk_size());
-    let mut open: Option<(usize, File)> = None;
-    let mut found: Vec<(usize, usize, u32)> = Vec::with_capacity(read.chunks.len());
-    let mut written = 0;
-    let mut write = |entry: usize, position: u64, plain: &[u8]| -> io::Result<()> {
-        let file = match &open {
-            Some((index, file)) if *index == entry => file,
-            _ => &open.insert((entry, roots.open_file(&part.entries[entry].path)?)).1,
-        };
-        file.write_all_at(plain, position)?;
-        let index = usize::try_from(position / chunk_size).map_err(io::Error::other)?;
-        found.push((entry, index, crc32c(plain)));
-        written += plain.len() as u64;
-        Ok(())
+) -> Result<u64> {
+    let fetched = match &work {
+        Work::Read(read) => Some(tools.reader.fetch(read, &part.entries).await.map_err(chunk_failed)?),
+        Work::Files(_) => None,
     };
-    Unpacker::new().unpack(reader, read, bytes, &part.entries, &mut write).map_err(chunk_failed)?;
-    let mut checksums = part.checksums.lock().unwrap_or_else(PoisonError::into_inner);
-    for (entry, index, checksum) in found {
-        checksums[entry][index] = Some(checksum);
-    }
-    fault_point!("restore.written");
-    Ok(written)
-}
-
-/// All chunks of the part are written: is each file, as a whole, what the file table says?
-fn finish(part: &Part, roots: &Roots) -> Result<()> {
-    let checksums = part.checksums.lock().unwrap_or_else(PoisonError::into_inner);
-    for (entry, checksums) in part.entries.iter().zip(checksums.iter()) {
-        let Some(file) = content(entry) else { continue };
-        let (path, said) = (&entry.path, file.crc32c);
-        match checksum_of(file, checksums) {
-            Some(found) if found == said => {}
-            Some(found) => {
-                return Err(damaged(format!("\"{path}\" has CRC-32C {found:08x}, the file table says {said:08x}")));
+    let written = tokio::task::spawn_blocking(move || {
+        let written = match (&work, fetched) {
+            (Work::Read(read), Some(fetched)) => write_chunks(&tools, read, &fetched, &part)?,
+            (Work::Read(_), None) => (0, 0),
+            (Work::Files(files), _) => {
+                files.iter().try_for_each(|&file| part.complete(file, &tools.roots))?;
+                (files.len() as u64, 0)
             }
-            None => return Err(damaged(format!("not every chunk of \"{path}\" was written"))),
-        }
-        roots.finish_file(path, entry.mode, entry.mtime).map_err(|error| cannot_write(path, &error))?;
-    }
-    Ok(())
-}
-
-/// CRC-32C of a file from those of its chunks; `None` when one is missing.
-fn checksum_of(file: &FileContent, checksums: &[Option<u32>]) -> Option<u32> {
-    file.chunks.iter().zip(checksums).try_fold(0, |crc, (chunk, &checksum)| {
-        let of_chunk = match *chunk {
-            ChunkRef::Zeros { plain } => crc32c_of_zeros(plain as usize),
-            ChunkRef::Stored(_) | ChunkRef::Patched(_) => checksum?,
         };
-        Some(crc32c_combine(crc, of_chunk, chunk.plain() as usize))
-    })
+        drop(writing);
+        Ok::<(u64, u64), Error>(written)
+    });
+    let (finished, written) = written.await.map_err(stopped)??;
+    progress.send_modify(|progress| progress.done_bytes += written);
+    Ok(finished)
 }
 
-fn content(entry: &TableEntry) -> Option<&FileContent> {
-    match &entry.kind {
-        EntryKind::File(file) => Some(file),
-        EntryKind::Directory => None,
+/// Proves the chunks of one read and writes them; returns how many files are complete by it, and the bytes.
+fn write_chunks(tools: &Tools, read: &PackRead, fetched: &Fetched, part: &Part) -> Result<(u64, u64)> {
+    let idle = || tools.unpackers.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut unpacker = idle().pop().unwrap_or_default();
+    let mut writer = Writer::new(part, &tools.roots, tools.reader.chunk_size());
+    let mut write = |entry: usize, position: u64, plain: &[u8]| writer.write(entry, position, plain);
+    let unpacked = unpacker.unpack(&tools.reader, read, fetched, &part.entries, &mut write);
+    idle().push(unpacker);
+    if let Some(error) = writer.failed {
+        return Err(error);
     }
+    unpacked.map_err(chunk_failed)?;
+    fault_point!("restore.written");
+    Ok((writer.finished, writer.written))
 }
 
 pub(super) fn cannot_write(path: &DataPath, error: &io::Error) -> Error {
@@ -313,23 +288,4 @@ pub(super) fn damaged(message: String) -> Error {
 
 fn stopped(error: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::Interrupted, format!("the restore was stopped: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::repository::file_table::{ChunkHash, StoredChunk};
-
-    #[test]
-    fn checksums_of_chunks_make_that_of_the_file() {
-        let bytes: Vec<u8> = [vec![7; 100_000], vec![0; 100_000], (0..=255).collect()].concat();
-        let stored =
-            |plain| ChunkRef::Stored(StoredChunk { pack: 0, offset: 0, stored: 1, plain, hash: ChunkHash([0; 32]) });
-        let chunks = vec![stored(100_000), ChunkRef::Zeros { plain: 100_000 }, stored(256)];
-        let file = FileContent { size: bytes.len() as u64, crc32c: 0, chunks };
-        let parts = [Some(crc32c(&bytes[..100_000])), None, Some(crc32c(&bytes[200_000..]))];
-        assert_eq!(checksum_of(&file, &parts), Some(crc32c(&bytes)));
-        assert_eq!(checksum_of(&file, &[parts[0], None, None]), None, "one was not written");
-        assert_eq!(checksum_of(&FileContent { size: 0, crc32c: 0, chunks: Vec::new() }, &[]), Some(crc32c(b"")));
-    }
 }

@@ -160,7 +160,7 @@ mod tests {
         let right = [Some(crc32c(&one)), None, Some(crc32c(&two)), None, Some(crc32c(&one)), Some(crc32c(&last))];
         let look = |before: &[u8]| {
             fs::write(&at, before).unwrap();
-            let there = roots.create(&path, 530, 0o600).unwrap();
+            let there = roots.take(&path, 530, 0o600).unwrap();
             let mut checksums = vec![vec![None; 6]];
             let bytes = right_chunks(&entries, &[there], &roots, CHUNK, &mut checksums).unwrap();
             assert_eq!(fs::metadata(&at).unwrap().len(), 530);

@@ -5,6 +5,9 @@
 //! only links are those that a restore makes itself, and it never walks through them: `pg_tblspc/<oid>` and a `pg_wal`
 //! that lies elsewhere are directories opened on their own.
 
+mod open_directory;
+mod target_file;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File};
@@ -13,12 +16,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use recovery::DataPath;
-use rustix::fs::{
-    AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, fchmod, fchown, mkdirat, open, openat, renameat, symlinkat,
-    utimensat,
-};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, fchmod, fchown, mkdirat, open, openat, renameat, symlinkat};
 use rustix::io::Errno;
 
 use crate::fault_point;
@@ -26,6 +27,10 @@ use crate::repository::file_table::{EntryKind, TableEntry};
 
 use super::Owner;
 use super::marker::{MARKER, Marker, NEXT_MARKER};
+
+use open_directory::{OpenDirectories, OpenDirectory};
+
+pub(super) use target_file::{Length, TargetFile};
 
 /// `global/pg_control`, without which PostgreSQL does not start.
 pub(super) const PG_CONTROL: &[u8] = b"global/pg_control";
@@ -40,6 +45,8 @@ pub(super) struct Roots {
     tablespaces: BTreeMap<u32, OwnedFd>,
     owner: Option<Owner>,
     keep: Keep,
+    /// Those that files lie in.
+    open: OpenDirectories,
 }
 
 /// What may be done with files that are there.
@@ -111,7 +118,7 @@ pub(super) fn put_marker(directory: BorrowedFd<'_>, marker: &Marker, owner: Opti
 
 impl Roots {
     pub(super) fn new(data: OwnedFd, owner: Option<Owner>, keep: Keep) -> Self {
-        Self { data, wal: None, tablespaces: BTreeMap::new(), owner, keep }
+        Self { data, wal: None, tablespaces: BTreeMap::new(), owner, keep, open: OpenDirectories::default() }
     }
 
     pub(super) fn keep(&self) -> Keep {
@@ -159,23 +166,40 @@ impl Roots {
         Ok(())
     }
 
-    /// Makes a file of `size` bytes, zeros where nothing is kept; says how many of its first bytes were there before.
-    pub(super) fn create(&self, path: &DataPath, size: u64, mode: u32) -> io::Result<u64> {
+    /// Makes a file of `size` bytes out of what is there, zeros where nothing is kept; says how many of its first bytes
+    /// were there before.
+    pub(super) fn take(&self, path: &DataPath, size: u64, mode: u32) -> io::Result<u64> {
         let (parent, name) = self.parent(path)?;
         if self.keep == Keep::Right
             && let Some(there) = self.take_over(parent.as_fd(), &name, size, mode)?
         {
             return Ok(there);
         }
+        self.make_in(&parent, &name, Length::WithHoles(size), mode).map(|_| 0)
+    }
+
+    /// Makes a new file, in place of what is there.
+    pub(super) fn make(&self, path: &DataPath, length: Length, mode: u32) -> io::Result<TargetFile> {
+        let (parent, name) = self.parent(path)?;
+        self.make_in(&parent, &name, length, mode)
+    }
+
+    fn make_in(&self, parent: &OpenDirectory, name: &Path, length: Length, mode: u32) -> io::Result<TargetFile> {
         if self.keep != Keep::New {
-            remove_in(parent.as_fd(), &name)?;
+            remove_in(parent.as_fd(), name)?;
         }
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = File::from(openat(&parent, &name, flags, mode_of(0o600))?);
-        file.set_len(size)?;
-        give(file.as_fd(), self.owner)?;
-        fchmod(&file, mode_of(mode | 0o600))?;
-        Ok(0)
+        let fd = parent.make(name, mode_of(0o600))?;
+        let found = rustix::fs::fstat(&fd)?;
+        if self.owner.is_some_and(|owner| (owner.uid, owner.gid) != (found.st_uid, found.st_gid)) {
+            give(fd.as_fd(), self.owner)?;
+        }
+        // The umask may have taken some.
+        if found.st_mode & 0o7777 != (mode | 0o600) & 0o777 {
+            fchmod(&fd, mode_of(mode | 0o600))?;
+        }
+        let file = TargetFile::new(File::from(fd), length.is_large() && parent.writes_past_the_cache);
+        file.set_length(length)?;
+        Ok(file)
     }
 
     /// Makes a file that is there ours, of this size; `None` when it has to be made anew.
@@ -211,26 +235,18 @@ impl Roots {
         Ok(Some(there.min(size)))
     }
 
-    /// Opens a file that [`Roots::create`] made.
+    /// Opens a file that is there, to read and write.
     pub(super) fn open_file(&self, path: &DataPath) -> io::Result<File> {
         let (parent, name) = self.parent(path)?;
         let fd = openat(&parent, &name, OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         Ok(File::from(fd))
     }
 
-    /// Gives a file the time of its last change and, when they do not let its owner write, the permission bits that it had.
-    pub(super) fn finish_file(&self, path: &DataPath, mode: u32, mtime: i64) -> io::Result<()> {
+    /// Opens a file that was made or taken before; `length` is what it was made with.
+    pub(super) fn open_again(&self, path: &DataPath, length: Length) -> io::Result<TargetFile> {
         let (parent, name) = self.parent(path)?;
-        if mode & 0o600 != 0o600 {
-            fchmod(self.open_file(path)?, mode_of(mode))?;
-        }
-        let found = rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-        if (found.st_mtime, found.st_mtime_nsec) == (mtime, 0) {
-            return Ok(());
-        }
-        let at = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
-        let times = Timestamps { last_access: at(0, rustix::fs::UTIME_OMIT), last_modification: at(mtime, 0) };
-        Ok(utimensat(&parent, &name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+        let fd = openat(&parent, &name, OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(TargetFile::new(File::from(fd), length.is_large() && parent.writes_past_the_cache))
     }
 
     /// The content of a small file; `None` when it is not there.
@@ -349,13 +365,16 @@ impl Roots {
     }
 
     /// The open directory that `path` lies in, made where it is missing, and the name in it.
-    fn parent(&self, path: &DataPath) -> io::Result<(OwnedFd, PathBuf)> {
+    fn parent(&self, path: &DataPath) -> io::Result<(Arc<OpenDirectory>, PathBuf)> {
         let (root, mut components) = self.root_of(path);
         // A tablespace's or pg_wal's own link is no file to write.
         let name = components.pop().ok_or(io::ErrorKind::IsADirectory)?;
+        let of_parent = path.as_bytes().len().saturating_sub(name.len() + 1);
+        let key = path.as_bytes().get(..of_parent).unwrap_or_default();
+        let parent = self.open.get(key, || self.walk(root, &components))?;
         let name =
             if path.as_bytes() == PG_CONTROL { HIDDEN_PG_CONTROL.into() } else { OsStr::from_bytes(name).into() };
-        Ok((self.walk(root, &components)?, name))
+        Ok((parent, name))
     }
 
     fn walk(&self, root: BorrowedFd<'_>, components: &[&[u8]]) -> io::Result<OwnedFd> {
@@ -407,100 +426,4 @@ pub(super) fn size_in_tablespace(entry: &TableEntry) -> Option<(u32, u64)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs;
-
-    fn roots(dir: &Path, keep: Keep) -> Roots {
-        Roots::new(open_root(&dir.join("data"), None).unwrap(), None, keep)
-    }
-
-    fn path(text: &str) -> DataPath {
-        DataPath::new(text.as_bytes()).unwrap()
-    }
-
-    #[test]
-    fn a_link_never_leads_outside() {
-        let dir = tempfile::tempdir().unwrap();
-        let roots = roots(dir.path(), Keep::New);
-        let outside = dir.path().join("outside");
-        fs::create_dir(&outside).unwrap();
-        std::os::unix::fs::symlink(&outside, dir.path().join("data/base")).unwrap();
-        std::os::unix::fs::symlink(outside.join("target"), dir.path().join("data/file")).unwrap();
-        assert!(roots.create(&path("base/1"), 0, 0o600).is_err());
-        assert!(roots.create(&path("base/5/1"), 0, 0o600).is_err());
-        assert!(roots.make_directory(&path("base/5"), 0o700).is_err());
-        assert!(roots.create(&path("file"), 0, 0o600).is_err());
-        assert!(roots.open_file(&path("file")).is_err());
-        assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn the_same_file_twice_is_refused_and_a_repeated_restore_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = roots(dir.path(), Keep::New);
-        first.create(&path("base/5/1"), 10, 0o640).unwrap();
-        assert!(first.create(&path("base/5/1"), 10, 0o640).is_err());
-        let again = roots(dir.path(), Keep::Nothing);
-        fs::write(dir.path().join("data/base/5/1"), "old content, longer").unwrap();
-        again.create(&path("base/5/1"), 10, 0o640).unwrap();
-        assert_eq!(fs::read(dir.path().join("data/base/5/1")).unwrap(), [0; 10]);
-    }
-
-    #[test]
-    fn files_are_taken_over_unless_they_have_another_name_too() {
-        let dir = tempfile::tempdir().unwrap();
-        let roots = roots(dir.path(), Keep::Right);
-        let at = |name: &str| dir.path().join("data").join(name);
-        for (before, size, there, after) in [("abc", 5, 3, "abc\0\0"), ("abcdef", 4, 4, "abcd"), ("", 2, 0, "\0\0")] {
-            fs::write(at("1"), before).unwrap();
-            assert_eq!(roots.create(&path("1"), size, 0o640).unwrap(), there);
-            assert_eq!(fs::read_to_string(at("1")).unwrap(), after);
-            assert_eq!(rustix::fs::stat(at("1")).unwrap().st_mode & 0o7777, 0o640);
-        }
-        assert_eq!(roots.create(&path("2"), 3, 0o600).unwrap(), 0);
-        // A copy that somebody made of the old directory keeps what it had.
-        fs::write(at("3"), "precious").unwrap();
-        fs::hard_link(at("3"), dir.path().join("copy")).unwrap();
-        assert_eq!(roots.create(&path("3"), 8, 0o600).unwrap(), 0);
-        assert_eq!(fs::read(at("3")).unwrap(), [0; 8]);
-        assert_eq!(fs::read_to_string(dir.path().join("copy")).unwrap(), "precious");
-        rustix::fs::mknodat(rustix::fs::CWD, at("4"), rustix::fs::FileType::Fifo, mode_of(0o600), 0).unwrap();
-        assert_eq!(roots.create(&path("4"), 1, 0o600).unwrap(), 0);
-        assert!(fs::metadata(at("4")).unwrap().is_file());
-    }
-
-    #[test]
-    fn tablespaces_and_wal_lie_where_they_were_opened() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut roots = roots(dir.path(), Keep::New);
-        roots.set_wal(open_root(&dir.path().join("wal"), None).unwrap());
-        roots.add_tablespace(16400, open_root(&dir.path().join("ts"), None).unwrap());
-        roots.link("pg_wal", &dir.path().join("wal")).unwrap();
-        roots.link("pg_tblspc/16400", &dir.path().join("ts")).unwrap();
-        roots.create(&path("pg_wal/archive_status/x"), 0, 0o600).unwrap();
-        roots.create(&path("pg_tblspc/16400/PG_15/5/1"), 3, 0o600).unwrap();
-        roots.create(&path("pg_tblspc/16401/PG_15/5/1"), 3, 0o600).unwrap();
-        roots.make_directory(&path("pg_tblspc/16400"), 0o700).unwrap();
-        assert!(roots.create(&path("pg_tblspc/16400"), 0, 0o600).is_err());
-        assert!(dir.path().join("wal/archive_status/x").exists());
-        assert!(dir.path().join("ts/PG_15/5/1").exists());
-        assert!(dir.path().join("data/pg_tblspc/16401/PG_15/5/1").exists(), "a tablespace in place");
-        assert_eq!(fs::read_link(dir.path().join("data/pg_tblspc/16400")).unwrap(), dir.path().join("ts"));
-    }
-
-    #[test]
-    fn pg_control_has_its_name_only_when_published() {
-        let dir = tempfile::tempdir().unwrap();
-        let roots = roots(dir.path(), Keep::New);
-        let control = path("global/pg_control");
-        roots.create(&control, 4, 0o600).unwrap();
-        roots.open_file(&control).unwrap();
-        assert!(!dir.path().join("data/global/pg_control").exists());
-        roots.publish_pg_control().unwrap();
-        assert!(dir.path().join("data/global/pg_control").exists());
-        assert_eq!(fs::read_dir(dir.path().join("data/global")).unwrap().count(), 1);
-        roots.unpublish_pg_control().unwrap();
-        assert_eq!(fs::read_dir(dir.path().join("data/global")).unwrap().count(), 0);
-    }
-}
+mod tests;

@@ -9,6 +9,10 @@ use crate::repository::file_table::{ChunkRef, EntryKind, PatchedChunk, StoredChu
 /// A read takes at most this many bytes, unless one chunk alone is longer.
 const MAX_READ: u64 = 8 << 20;
 
+/// A read brings at most this much content, unless one chunk alone is longer: however well it is compressed, there are enough
+/// reads to keep every processor busy to the end.
+const MAX_PLAIN: u64 = 32 << 20;
+
 /// Chunks that lie this close are read in one request: cheaper than another request.
 const MAX_GAP: u64 = 128 << 10;
 
@@ -94,25 +98,28 @@ fn chunks_of(entries: &[TableEntry]) -> impl Iterator<Item = (usize, u32, &Chunk
 pub fn plan(mut wanted: Vec<WantedChunk>) -> Vec<PackRead> {
     wanted.sort_by_key(|wanted| (wanted.chunk.pack, wanted.chunk.offset, wanted.entry, wanted.index));
     let mut reads: Vec<PackRead> = Vec::new();
-    let mut patch_bytes = 0;
+    let (mut patch_bytes, mut plain_bytes) = (0, 0);
     for wanted in wanted {
         let chunk = wanted.chunk;
         let range = range_of(&chunk);
         let patch = wanted.patch.map_or(0, |patch| u64::from(patch.stored));
+        let plain = u64::from(chunk.plain);
         match reads.last_mut() {
             Some(read)
                 if read.pack == chunk.pack
                     && range.start <= read.range.end + MAX_GAP
                     && patch_bytes + patch <= MAX_READ
-                    && (range.end <= read.range.end || range.end - read.range.start <= MAX_READ) =>
+                    && (range.end <= read.range.end
+                        || (range.end - read.range.start <= MAX_READ && plain_bytes + plain <= MAX_PLAIN)) =>
             {
                 read.range.end = read.range.end.max(range.end);
                 read.chunks.push(wanted);
                 patch_bytes += patch;
+                plain_bytes += plain;
             }
             _ => {
                 reads.push(PackRead { pack: chunk.pack, range, chunks: vec![wanted], patches: Vec::new() });
-                patch_bytes = patch;
+                (patch_bytes, plain_bytes) = (patch, plain);
             }
         }
     }

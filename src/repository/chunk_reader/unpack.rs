@@ -6,18 +6,20 @@ use crate::codec::Decompressor;
 use crate::codec::difference::xor;
 use crate::repository::file_table::{ChunkHash, StoredChunk, TableEntry};
 
+use super::aligned::AlignedBuffer;
 use super::{ChunkError, ChunkReader, Fetched, PackRead, WantedChunk};
 
-/// Takes a proven chunk: index of the entry, position in the file, plaintext.
+/// Takes a proven chunk: index of the entry, position in the file, plaintext, which begins at a multiple of
+/// [`super::ALIGNMENT`] in memory.
 pub type ChunkSink<'a> = dyn FnMut(usize, u64, &[u8]) -> io::Result<()> + 'a;
 
 /// Decompresses and verifies chunks, with memory that is used again. One per thread.
 #[derive(Debug, Default)]
 pub struct Unpacker {
     decompressor: Option<Decompressor>,
-    plain: Vec<u8>,
+    plain: AlignedBuffer,
     /// The chunk beneath a page patch.
-    base: Vec<u8>,
+    base: AlignedBuffer,
 }
 
 /// What is wrong with a stored chunk, and whose frame it is.
@@ -59,7 +61,7 @@ impl Unpacker {
                 ready = Some((wanted.chunk, wanted.patch));
             }
             let position = u64::from(wanted.index) * u64::from(reader.chunk_size);
-            write(wanted.entry, position, &self.plain)
+            write(wanted.entry, position, self.plain.bytes())
                 .map_err(|source| ChunkError::Sink { file: read.file(at, entries), source })?;
         }
         Ok(())
@@ -74,15 +76,17 @@ impl Unpacker {
         };
         let beneath = if wanted.patch.is_some() { &mut self.base } else { &mut self.plain };
         let wrong = |chunk, what| Wrong { chunk, what };
-        open_frame(decompressor, fetched.frame(read, &wanted.chunk), &wanted.chunk, limit, beneath)
-            .map_err(|what| wrong(wanted.chunk, what))?;
-        let Some(patch) = wanted.patch else {
-            return is_right(&self.plain, &wanted.chunk).map_err(|what| wrong(wanted.chunk, what));
+        let mut open = |frame, chunk: &StoredChunk, buffer: &mut AlignedBuffer| {
+            let frame = checked_frame(frame, chunk, limit)?;
+            decompressor.decompress_to(frame, buffer.with_len(chunk.plain as usize)).map_err(|error| error.to_string())
         };
-        open_frame(decompressor, fetched.patch(&patch), &patch, limit, &mut self.plain)
-            .map_err(|what| wrong(patch, what))?;
-        xor(&mut self.plain, &self.base);
-        is_right(&self.plain, &patch).map_err(|what| match is_right(&self.base, &wanted.chunk) {
+        open(fetched.frame(read, &wanted.chunk), &wanted.chunk, beneath).map_err(|what| wrong(wanted.chunk, what))?;
+        let Some(patch) = wanted.patch else {
+            return is_right(self.plain.bytes(), &wanted.chunk).map_err(|what| wrong(wanted.chunk, what));
+        };
+        open(fetched.patch(&patch), &patch, &mut self.plain).map_err(|what| wrong(patch, what))?;
+        xor(self.plain.bytes_mut(), self.base.bytes());
+        is_right(self.plain.bytes(), &patch).map_err(|what| match is_right(self.base.bytes(), &wanted.chunk) {
             // Which of the two is to blame matters only now.
             Err(beneath) => wrong(wanted.chunk, format!("it lies beneath a page patch: {beneath}")),
             Ok(()) => wrong(patch, format!("a page patch: {what}")),
@@ -98,12 +102,17 @@ pub fn open_frame(
     limit: u32,
     plain: &mut Vec<u8>,
 ) -> Result<(), String> {
+    let frame = checked_frame(frame, chunk, limit)?;
+    plain.resize(chunk.plain as usize, 0);
+    decompressor.decompress_to(frame, plain).map_err(|error| error.to_string())
+}
+
+fn checked_frame<'a>(frame: Option<&'a [u8]>, chunk: &StoredChunk, limit: u32) -> Result<&'a [u8], String> {
     let frame = frame.ok_or("the pack ends before it")?;
     if chunk.plain > limit {
         return Err(format!("{} bytes of content, more than a chunk has", chunk.plain));
     }
-    plain.resize(chunk.plain as usize, 0);
-    decompressor.decompress_to(frame, plain).map_err(|error| error.to_string())
+    Ok(frame)
 }
 
 fn is_right(plain: &[u8], chunk: &StoredChunk) -> Result<(), String> {
