@@ -18,8 +18,8 @@ Every part makes what it needs of the others without measuring it. Tools that ar
 How it is fair:
 - In each run every tool has its turn, one after the other, so that a slow minute of the machine hits all; the one that comes first is another one in each
   run. The median of the runs is printed.
-- Nothing is measured within six seconds after a directory was removed: for five ext4 walks past every deleted inode when it makes a file, and whoever came
-  next would pay for what the one before had left.
+- What was restored is removed between two runs only, and a minute passes before the next is measured: ext4 without a journal walks past every inode that was
+  deleted in the last minute when it makes a file, and a tool would pay for what the one before had left.
 - `sync` runs before the clock starts and, for every tool, once before it stops: nobody wins by leaving dirty pages behind.
 - The cluster, the repositories and the directories fit into memory, and what is read comes from the page cache. pgvault restores whole chunks of large files
   past it (`O_DIRECT`), the others through it: a server that starts then finds those pages on the disk.
@@ -44,7 +44,7 @@ import sys
 import time
 from pathlib import Path
 
-from common import HttpsS3, Server, as_user, environment, give_to_user, in_turn, medians, remove, table, tree_bytes, wait_until, workplace
+from common import HttpsS3, Server, as_user, discard, environment, give_to_user, in_turn, medians, table, tree_bytes, wait_until, workplace
 from counted import COUNTED, Group, Measured
 from limits import limits
 from standby import standby
@@ -123,7 +123,7 @@ class Bench:
         return self.base / f"restored-{self.restores}"
 
     def prove(self, tool, target):
-        """A server starts on it and has every account; it is removed then."""
+        """A server starts on it and has every account; nothing else needs it then."""
         with open(target / "postgresql.conf", "a") as conf:
             conf.write(f"\nunix_socket_directories = '{self.base}'\nsummarize_wal = off\n" if self.major >= 17 else f"\nunix_socket_directories = '{self.base}'\n")
         tool.recovers(target)
@@ -139,7 +139,7 @@ class Bench:
             raise
         finally:
             node.stop("immediate")
-        remove(target)
+        discard(target)
 
     def old_directory(self):
         """The data directory of a server that stood still since now."""

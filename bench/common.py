@@ -66,26 +66,35 @@ def workplace(name):
         shutil.rmtree(base, ignore_errors=True)
 
 
-# For so many seconds ext4 does not use an inode again that was deleted, and walks past each of them when it makes a file (`recently_deleted` in ialloc.c).
-FORGOTTEN_AFTER = 6
-_removed_at = None
+# On ext4 without a journal whoever makes a file walks past every inode that was deleted in the last 60 s (RECENTCY_MIN in ialloc.c).
+FORGOTTEN_AFTER = 61
+_discarded, _removed_at = [], None
 
 
-def remove(folder):
-    """Removes a directory; what a prefetcher that outlives its server for a moment removes itself may be gone meanwhile."""
+def discard(folder):
+    """Notes a directory for `clean_up`."""
+    _discarded.append(folder)
+
+
+def clean_up():
+    """Removes what was discarded. What a prefetcher that outlives its server for a moment removes itself may be gone meanwhile."""
     global _removed_at
-    subprocess.run(["rm", "-rf", folder], check=False)
-    _removed_at = time.monotonic()
+    if _discarded:
+        subprocess.run(["rm", "-rf", *_discarded], check=False)
+        subprocess.run(["sync"], check=True)
+        _discarded.clear()
+        _removed_at = time.monotonic()
 
 
 def settle():
-    """Waits until what was removed last costs nobody anything any more."""
+    """Waits until what was removed costs nobody anything any more."""
     if _removed_at is not None:
         time.sleep(max(0, _removed_at + FORGOTTEN_AFTER - time.monotonic()))
 
 
 def in_turn(tools, run):
-    """The tools in the order of this run: each comes first in some."""
+    """The tools in the order of this run, each first in some; nothing is left of the run before."""
+    clean_up()
     first = run % len(tools) if tools else 0
     return [*tools[first:], *tools[:first]]
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from common import Server, environment, in_turn, remove, wait_until
+from common import Server, discard, environment, in_turn, wait_until
 from counted import Measured
 from tools import Pgvault, folder
 
@@ -53,6 +53,6 @@ def one(bench, words, tool):
     active = f"SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{SLOT}' AND active"
     wait_until("the end of the standby's stream", lambda: bench.server.sql(active) == "0", every=0.05)
     bench.server.sql(f"SELECT pg_drop_replication_slot('{SLOT}')")
-    remove(target)
+    discard(target)
     print(f"  standby: {words}: {cost.wall:.2f} s, {cost.cpu or 0:.2f} CPU s, primary {cost.server_cpu or 0:.2f} CPU s", file=sys.stderr, flush=True)
     return [cost.wall, cost.cpu, cost.server_cpu, cost.peak, megabytes]

@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 
-from common import BUCKET, S3_ENV, config, end, environment, give_to_user, remove, s3_repository, user_args, wait_until
+from common import BUCKET, S3_ENV, config, discard, end, environment, give_to_user, s3_repository, user_args, wait_until
 
 
 class Place:
@@ -26,9 +26,9 @@ class Place:
         return sum(f.stat().st_size for f in top.rglob("*") if f.is_file() and not re.search(without, str(f)[len(str(top)):]))
 
     def forget(self, prefix):
-        """Removes a repository; in S3 nothing is removed: a store that cleans up while another tool writes would be measured too."""
+        """Gives a repository up; in S3 nothing is removed: a store that cleans up while another tool writes would be measured too."""
         if not self.s3:
-            remove(self.base / prefix)
+            discard(self.base / prefix)
 
 
 def folder(path):

@@ -233,7 +233,7 @@ async fn do_work(
             (Work::Read(read), Some(fetched)) => write_chunks(&tools, read, &fetched, &part)?,
             (Work::Read(_), None) => (0, 0),
             (Work::Files(files), _) => {
-                files.iter().try_for_each(|&file| part.complete(file, &tools.roots))?;
+                part.complete(files, &tools.roots)?;
                 (files.len() as u64, 0)
             }
         };
@@ -249,7 +249,7 @@ async fn do_work(
 fn write_chunks(tools: &Tools, read: &PackRead, fetched: &Fetched, part: &Part) -> Result<(u64, u64)> {
     let idle = || tools.unpackers.lock().unwrap_or_else(PoisonError::into_inner);
     let mut unpacker = idle().pop().unwrap_or_default();
-    let mut writer = Writer::new(part, &tools.roots, tools.reader.chunk_size());
+    let mut writer = Writer::new(part, &tools.roots, tools.reader.chunk_size(), read);
     let mut write = |entry: usize, position: u64, plain: &[u8]| writer.write(entry, position, plain);
     let unpacked = unpacker.unpack(&tools.reader, read, fetched, &part.entries, &mut write);
     idle().push(unpacker);

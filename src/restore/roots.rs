@@ -49,6 +49,15 @@ pub(super) struct Roots {
     open: OpenDirectories,
 }
 
+/// A file to make.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewFile<'a> {
+    pub(super) path: &'a DataPath,
+    pub(super) length: Length,
+    /// Its permission bits; the owner may read and write until it is finished.
+    pub(super) mode: u32,
+}
+
 /// What may be done with files that are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keep {
@@ -175,31 +184,47 @@ impl Roots {
         {
             return Ok(there);
         }
-        self.make_in(&parent, &name, Length::WithHoles(size), mode).map(|_| 0)
+        let file = NewFile { path, length: Length::WithHoles(size), mode };
+        self.make_in(&parent, &[name], &[file]).map(|_| 0).map_err(|(_, error)| error)
     }
 
-    /// Makes a new file, in place of what is there.
-    pub(super) fn make(&self, path: &DataPath, length: Length, mode: u32) -> io::Result<TargetFile> {
-        let (parent, name) = self.parent(path)?;
-        self.make_in(&parent, &name, length, mode)
+    /// Makes new files of one directory, in place of what is there. An error says with which of them it ended.
+    pub(super) fn make(&self, files: &[NewFile<'_>]) -> Result<Vec<TargetFile>, (usize, io::Error)> {
+        let Some(first) = files.first() else { return Ok(Vec::new()) };
+        let (parent, _) = self.parent(first.path).map_err(|error| (0, error))?;
+        let names: Vec<PathBuf> = files.iter().map(|file| name_in_parent(file.path)).collect();
+        self.make_in(&parent, &names, files)
     }
 
-    fn make_in(&self, parent: &OpenDirectory, name: &Path, length: Length, mode: u32) -> io::Result<TargetFile> {
+    fn make_in(
+        &self,
+        parent: &OpenDirectory,
+        names: &[PathBuf],
+        files: &[NewFile<'_>],
+    ) -> Result<Vec<TargetFile>, (usize, io::Error)> {
         if self.keep != Keep::New {
-            remove_in(parent.as_fd(), name)?;
+            for (at, name) in names.iter().enumerate() {
+                remove_in(parent.as_fd(), name).map_err(|error| (at, error))?;
+            }
         }
-        let fd = parent.make(name, mode_of(0o600))?;
+        let made = parent.make(names, mode_of(0o600)).map_err(|(at, error)| (at, error.into()))?;
+        let complete = |(at, (fd, file))| self.complete(parent, fd, file).map_err(|error| (at, error));
+        made.into_iter().zip(files).enumerate().map(complete).collect()
+    }
+
+    /// Gives a new file its owner, mode and length.
+    fn complete(&self, parent: &OpenDirectory, fd: OwnedFd, file: &NewFile<'_>) -> io::Result<TargetFile> {
         let found = rustix::fs::fstat(&fd)?;
         if self.owner.is_some_and(|owner| (owner.uid, owner.gid) != (found.st_uid, found.st_gid)) {
             give(fd.as_fd(), self.owner)?;
         }
         // The umask may have taken some.
-        if found.st_mode & 0o7777 != (mode | 0o600) & 0o777 {
-            fchmod(&fd, mode_of(mode | 0o600))?;
+        if found.st_mode & 0o7777 != (file.mode | 0o600) & 0o777 {
+            fchmod(&fd, mode_of(file.mode | 0o600))?;
         }
-        let file = TargetFile::new(File::from(fd), length.is_large() && parent.writes_past_the_cache);
-        file.set_length(length)?;
-        Ok(file)
+        let target = TargetFile::new(File::from(fd), file.length.is_large() && parent.writes_past_the_cache);
+        target.set_length(file.length)?;
+        Ok(target)
     }
 
     /// Makes a file that is there ours, of this size; `None` when it has to be made anew.
@@ -372,9 +397,7 @@ impl Roots {
         let of_parent = path.as_bytes().len().saturating_sub(name.len() + 1);
         let key = path.as_bytes().get(..of_parent).unwrap_or_default();
         let parent = self.open.get(key, || self.walk(root, &components))?;
-        let name =
-            if path.as_bytes() == PG_CONTROL { HIDDEN_PG_CONTROL.into() } else { OsStr::from_bytes(name).into() };
-        Ok((parent, name))
+        Ok((parent, name_in_parent(path)))
     }
 
     fn walk(&self, root: BorrowedFd<'_>, components: &[&[u8]]) -> io::Result<OwnedFd> {
@@ -400,6 +423,11 @@ impl Roots {
         give(directory.as_fd(), self.owner)?;
         Ok(directory)
     }
+}
+
+/// The name of a file in its directory while it is being restored.
+fn name_in_parent(path: &DataPath) -> PathBuf {
+    if path.as_bytes() == PG_CONTROL { HIDDEN_PG_CONTROL.into() } else { OsStr::from_bytes(path.file_name()).into() }
 }
 
 pub(super) fn data_path(path: &str) -> io::Result<DataPath> {

@@ -5,6 +5,9 @@
 //! times faster than a sync for each of 100,000 files, but only where it can be believed: it has to wait for the disk, and
 //! to tell of what could not be written since this file system was opened here ([`Disks::open`], before the first write). That
 //! is so on the local file systems of Linux 5.17 and later. Anywhere else every file is synced by itself.
+//!
+//! What was written past the page cache may lie in the disk's own cache still. ext4 empties that in `syncfs` (`ext4_sync_fs`);
+//! XFS does with the log, and each file's time of last change enters the log after the file's bytes (`TargetFile::finish`).
 
 mod trees;
 

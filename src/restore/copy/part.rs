@@ -9,17 +9,22 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crc32c::{crc32c, crc32c_combine};
+use recovery::DataPath;
 
 use crate::codec::digest::crc32c_of_zeros;
 use crate::error::{Error, Result};
+use crate::repository::chunk_reader::{PackRead, WantedChunk};
 use crate::repository::file_table::{ChunkRef, EntryKind, FileContent, TableEntry};
 use crate::restore::keep::Checksums;
-use crate::restore::roots::{Length, Roots, TargetFile};
+use crate::restore::roots::{Length, NewFile, Roots, TargetFile};
 
 use super::{cannot_write, damaged};
 
 /// A read keeps so many files open: chunks of a few may take turns in a pack.
 const OPEN: usize = 8;
+
+/// So many small files are made in one go: who makes one file at a time waits for the others in the directory each time.
+const MADE_AT_ONCE: usize = 32;
 
 /// One part of the file table on its way to the disk.
 #[derive(Debug)]
@@ -62,10 +67,47 @@ impl Part {
         self.entries.iter().filter_map(content).count() as u64
     }
 
-    /// Makes and finishes a file of which no chunk has to be written.
-    pub(super) fn complete(&self, entry: usize, roots: &Roots) -> Result<()> {
-        let file = self.open(entry, roots).map_err(|error| cannot_write(&self.entries[entry].path, &error))?;
-        self.finish(entry, &file, &self.state(entry))
+    /// Makes and finishes files of which no chunk has to be written.
+    pub(super) fn complete(&self, files: &[usize], roots: &Roots) -> Result<()> {
+        let same_directory = |a: &usize, b: &usize| self.directory(*a) == self.directory(*b);
+        for group in files.chunk_by(same_directory).flat_map(|group| group.chunks(MADE_AT_ONCE)) {
+            let made = if self.state(group[0]).is_made {
+                let open = |&file| self.open(file, roots).map_err(|error| self.cannot_write(file, &error));
+                group.iter().map(open).collect::<Result<Vec<_>>>()?
+            } else {
+                self.make(group, roots)?
+            };
+            for (&entry, file) in group.iter().zip(&made) {
+                self.finish(entry, file, &self.state(entry))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes files of one directory that nobody else has made or makes.
+    fn make(&self, files: &[usize], roots: &Roots) -> Result<Vec<TargetFile>> {
+        let new = |&file: &usize| {
+            let TableEntry { path, mode, .. } = &self.entries[file];
+            NewFile { path, length: content(&self.entries[file]).map_or(Length::ByWriting, length), mode: *mode }
+        };
+        let new: Vec<NewFile<'_>> = files.iter().map(new).collect();
+        let made = roots.make(&new).map_err(|(at, error)| self.cannot_write(files[at], &error))?;
+        files.iter().for_each(|&file| self.state(file).is_made = true);
+        Ok(made)
+    }
+
+    /// Whether it is a file of one chunk that is not there yet: then only the read that brings the chunk makes it.
+    fn is_new_and_small(&self, entry: usize) -> bool {
+        let is_small = content(&self.entries[entry]).is_some_and(|file| file.chunks.len() == 1);
+        is_small && !self.state(entry).is_made
+    }
+
+    fn directory(&self, entry: usize) -> Option<DataPath> {
+        self.entries[entry].path.parent()
+    }
+
+    fn cannot_write(&self, entry: usize, error: &io::Error) -> Error {
+        cannot_write(&self.entries[entry].path, error)
     }
 
     fn state(&self, entry: usize) -> MutexGuard<'_, State> {
@@ -79,9 +121,10 @@ impl Part {
         if state.is_made {
             return roots.open_again(path, length(content));
         }
-        let file = roots.make(path, length(content), *mode)?;
+        let new = NewFile { path, length: length(content), mode: *mode };
+        let made = roots.make(&[new]).map_err(|(_, error)| error)?.pop();
         state.is_made = true;
-        Ok(file)
+        made.ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Every chunk is written: is the file, as a whole, what the file table says?
@@ -100,30 +143,36 @@ impl Part {
     }
 }
 
-/// Writes the chunks of one read.
+/// Writes the chunks of one read, in its order.
 pub(super) struct Writer<'a> {
     part: &'a Part,
     roots: &'a Roots,
     chunk_size: u64,
+    /// What comes yet.
+    coming: &'a [WantedChunk],
     /// The one that was written to last is the first.
     open: VecDeque<(usize, TargetFile)>,
+    /// Those that were made for chunks that come next.
+    ahead: VecDeque<(usize, TargetFile)>,
     /// Files that have all their chunks now.
     pub(super) finished: u64,
     /// Bytes that were written.
     pub(super) written: u64,
-    /// Why a file could not be finished.
+    /// What failed, where it was not the system.
     pub(super) failed: Option<Error>,
 }
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(part: &'a Part, roots: &'a Roots, chunk_size: u32) -> Self {
-        let open = VecDeque::with_capacity(OPEN);
-        Self { part, roots, chunk_size: u64::from(chunk_size), open, finished: 0, written: 0, failed: None }
+    pub(super) fn new(part: &'a Part, roots: &'a Roots, chunk_size: u32, read: &'a PackRead) -> Self {
+        let (open, ahead) = (VecDeque::with_capacity(OPEN), VecDeque::new());
+        let (chunk_size, coming) = (u64::from(chunk_size), &read.chunks[..]);
+        Self { part, roots, chunk_size, coming, open, ahead, finished: 0, written: 0, failed: None }
     }
 
     /// Writes a proven chunk of a file.
     pub(super) fn write(&mut self, entry: usize, position: u64, plain: &[u8]) -> io::Result<()> {
         let mut file = self.take_file(entry)?;
+        self.coming = self.coming.get(1..).unwrap_or_default();
         file.write_all_at(plain, position)?;
         self.written += plain.len() as u64;
         let index = usize::try_from(position / self.chunk_size).map_err(io::Error::other)?;
@@ -136,13 +185,30 @@ impl<'a> Writer<'a> {
     }
 
     fn take_file(&mut self, entry: usize) -> io::Result<TargetFile> {
-        if let Some(at) = self.open.iter().position(|(of, _)| *of == entry)
-            && let Some((_, file)) = self.open.remove(at)
-        {
-            return Ok(file);
+        for files in [&mut self.open, &mut self.ahead] {
+            if let Some(at) = files.iter().position(|(of, _)| *of == entry)
+                && let Some((_, file)) = files.remove(at)
+            {
+                return Ok(file);
+            }
+        }
+        if self.part.is_new_and_small(entry) {
+            return self.make_ahead(entry);
         }
         self.open.truncate(OPEN - 1);
         self.part.open(entry, self.roots)
+    }
+
+    /// Makes a small file, and with it those of the same directory that come right behind.
+    fn make_ahead(&mut self, entry: usize) -> io::Result<TargetFile> {
+        let directory = self.part.directory(entry);
+        let behind = self.coming.iter().skip(1).map(|chunk| chunk.entry);
+        let behind =
+            behind.take_while(|&next| self.part.is_new_and_small(next) && self.part.directory(next) == directory);
+        let files: Vec<usize> = [entry].into_iter().chain(behind).take(MADE_AT_ONCE).collect();
+        let made = self.part.make(&files, self.roots).map_err(|error| self.fail(error))?;
+        self.ahead = files.into_iter().zip(made).collect();
+        self.ahead.pop_front().map(|(_, file)| file).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Enters a chunk that was written; finishes the file when it was the last. Whoever enters the last one comes after all
@@ -199,20 +265,4 @@ fn checksum_of(file: &FileContent, checksums: &[Option<u32>]) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::repository::file_table::{ChunkHash, StoredChunk};
-
-    #[test]
-    fn checksums_of_chunks_make_that_of_the_file() {
-        let bytes: Vec<u8> = [vec![7; 100_000], vec![0; 100_000], (0..=255).collect()].concat();
-        let stored =
-            |plain| ChunkRef::Stored(StoredChunk { pack: 0, offset: 0, stored: 1, plain, hash: ChunkHash([0; 32]) });
-        let chunks = vec![stored(100_000), ChunkRef::Zeros { plain: 100_000 }, stored(256)];
-        let file = FileContent { size: bytes.len() as u64, crc32c: 0, chunks };
-        let parts = [Some(crc32c(&bytes[..100_000])), None, Some(crc32c(&bytes[200_000..]))];
-        assert_eq!(checksum_of(&file, &parts), Some(crc32c(&bytes)));
-        assert_eq!(checksum_of(&file, &[parts[0], None, None]), None, "one was not written");
-        assert_eq!(checksum_of(&FileContent { size: 0, crc32c: 0, chunks: Vec::new() }, &[]), Some(crc32c(b"")));
-    }
-}
+mod tests;

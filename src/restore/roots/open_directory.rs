@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags, fstatfs, openat};
+use rustix::io::Errno;
 
 /// At most so many stay open.
-const MOST: usize = 256;
+const MOST: usize = 128;
 
 /// `f_type` of ext2 to ext4 and XFS (statfs(2)): on others writes past the page cache are emulated, or cost more than they
 /// save.
@@ -19,8 +20,8 @@ const WRITES_PAST_THE_CACHE: [u64; 2] = [0xEF53, 0x5846_5342];
 #[derive(Debug)]
 pub(super) struct OpenDirectory {
     fd: OwnedFd,
-    /// Held while an entry is made: the kernel takes a lock of the directory for that, and whoever waits for that one burns
-    /// a processor meanwhile.
+    /// Held while files are made: the kernel takes a lock of the directory for each, and whoever waits for that one burns a
+    /// processor meanwhile.
     making: Mutex<()>,
     pub(super) writes_past_the_cache: bool,
 }
@@ -32,11 +33,12 @@ impl OpenDirectory {
         Ok(Self { fd, making: Mutex::new(()), writes_past_the_cache })
     }
 
-    /// Makes and opens a file that is not there yet.
-    pub(super) fn make(&self, name: &Path, mode: Mode) -> rustix::io::Result<OwnedFd> {
+    /// Makes and opens files that are not there yet; an error says with which one it ended.
+    pub(super) fn make(&self, names: &[PathBuf], mode: Mode) -> Result<Vec<OwnedFd>, (usize, Errno)> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let _one_at_a_time = self.making.lock().unwrap_or_else(PoisonError::into_inner);
-        openat(&self.fd, name, flags, mode)
+        let _nobody_else = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let make = |(at, name)| openat(&self.fd, name, flags, mode).map_err(|error| (at, error));
+        names.iter().enumerate().map(make).collect()
     }
 }
 

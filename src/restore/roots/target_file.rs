@@ -26,7 +26,8 @@ pub(in crate::restore) enum Length {
     ByWriting,
     /// At once; what is not written is a hole.
     WithHoles(u64),
-    /// At once, with room on the disk for all of it: every byte will be written.
+    /// At once, and every byte will be written: where that goes past the page cache, with room on the disk for all of it,
+    /// so that writes of several jobs do not tear it apart there.
     Whole(u64),
 }
 
@@ -59,12 +60,12 @@ impl TargetFile {
     pub(super) fn set_length(&self, length: Length) -> io::Result<()> {
         match length {
             Length::ByWriting => Ok(()),
-            Length::WithHoles(size) => self.file.set_len(size),
-            Length::Whole(size) => match fallocate(&self.file, FallocateFlags::empty(), 0, size) {
-                // It need not be supported; and where there is no space, a write will tell, or zeros take none.
+            Length::Whole(size) if self.direct => match fallocate(&self.file, FallocateFlags::empty(), 0, size) {
+                // It need not be supported.
                 Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => self.file.set_len(size),
                 result => Ok(result?),
             },
+            Length::WithHoles(size) | Length::Whole(size) => self.file.set_len(size),
         }
     }
 
