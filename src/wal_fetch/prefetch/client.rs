@@ -4,10 +4,11 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::place::PrefetchPlace;
 use super::protocol::{self, Answer, MAX_LINE};
+use crate::clock::{Clock, SystemClock};
 use crate::fault_point;
 use crate::wal_fetch::{Asker, FetchName};
 
@@ -62,7 +63,7 @@ fn connect(place: &PrefetchPlace, start: impl FnOnce() -> io::Result<()>) -> io:
 }
 
 fn converse(mut stream: UnixStream, file: &FetchName, patience: Duration) -> io::Result<Answer> {
-    let begun = Instant::now();
+    let begun = SystemClock.instant();
     stream.set_read_timeout(Some(SILENCE))?;
     stream.set_write_timeout(Some(SILENCE))?;
     stream.write_all(protocol::ask(file).as_bytes())?;
@@ -71,7 +72,9 @@ fn converse(mut stream: UnixStream, file: &FetchName, patience: Duration) -> io:
         let mut line = String::new();
         lines.by_ref().take(MAX_LINE).read_line(&mut line)?;
         match line.parse().map_err(io::Error::other)? {
-            Answer::Wait if begun.elapsed() > patience => return Err(io::ErrorKind::TimedOut.into()),
+            Answer::Wait if SystemClock.instant().duration_since(begun) > patience => {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             Answer::Wait => {}
             answer => return Ok(answer),
         }
