@@ -124,6 +124,20 @@ pub fn wait_gone(pids: &[u32]) {
     }
 }
 
+fn signal(pid: u32, name: &str) {
+    let status = Command::new("kill").args([format!("-{name}"), pid.to_string()]).status().unwrap();
+    assert!(status.success(), "{name} of process {pid}");
+}
+
+/// Waits until a process that was told to stop for a while has done so, or has ended.
+fn wait_stopped(pid: u32) {
+    let deadline = Instant::now() + LIMIT;
+    while process(pid).is_some_and(|(state, _)| !matches!(state, 'T' | 'Z')) {
+        assert!(Instant::now() < deadline, "process {pid} does not stop");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A temporary directory that the servers' user can enter; removed at the end of the test.
 pub fn test_dir() -> tempfile::TempDir {
     let dir = tempfile::Builder::new().prefix("pgvault-test-").tempdir().unwrap();
@@ -276,9 +290,11 @@ impl PgNode {
         if let Some(mut child) = self.process.take() {
             let mut orphans = Vec::new();
             if let Some(pid) = self.postmaster_pid() {
+                // One that is stopped starts no more of them, and none is overlooked.
+                signal(pid, "STOP");
+                wait_stopped(pid);
                 orphans = children(pid);
-                let status = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
-                assert!(status.success());
+                signal(pid, "KILL");
             }
             child.wait().unwrap();
             wait_gone(&orphans);
