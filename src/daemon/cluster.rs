@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::backups::Backups;
 use super::members::{KeptSlot, Members};
 use super::view::{BackupActivity, ClusterView, Failover, Member, Stored};
-use super::{open, pipeline_thread, stored, verified};
+use super::{gaps, open, pipeline_thread, stored, verified};
 use crate::clock::Clock;
 use crate::config::{ClusterConfig, Config};
 use crate::error::{Error, ErrorCode, Result};
@@ -215,7 +215,10 @@ impl Cluster {
     /// Reads the repository now, and says what it holds.
     pub async fn read_now(&self) -> Result<Arc<Stored>> {
         let lineage = stored::newest_lineage(&self.repository()?).await?;
-        let read = Arc::new(stored::read(&lineage, self.clock.now()).await?);
+        // Before the listing: what is archived while it goes on may be missing in it.
+        let archived = self.board.read(|wal| wal.archived);
+        let read = stored::read(&lineage, self.clock.now()).await?;
+        let read = Arc::new(gaps::without_what_is_on_its_way(read, archived));
         let mut known = self.known();
         known.stored = Some(Arc::clone(&read));
         known.repository_error = None;

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use chrono::{DateTime, Utc};
-use recovery::{Backup, BackupStatus, WindowGap, live_timeline};
+use recovery::{Backup, BackupStatus, LostWal, WindowGap, live_timeline};
 use wal::{Lsn, TimelineId};
 
-use super::view::ClusterView;
+use super::view::{ClusterView, Stored};
 
 /// Missing WAL that no backup follows yet: nothing beyond it can be recovered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +32,22 @@ impl fmt::Display for OpenGap {
              and there is none yet"
         )
     }
+}
+
+/// Leaves out holes that only the moment of the listing makes: segments are stored side by side, so behind `archived`, the
+/// position up to which everything was stored when the listing began, one may be missing that comes in a moment.
+pub fn without_what_is_on_its_way(mut stored: Stored, archived: Option<Lsn>) -> Stored {
+    let Stored { catalog, window, .. } = &mut stored;
+    let Some(live) = live_timeline(catalog) else { return stored };
+    let path = catalog.path_to(live);
+    window.gaps.retain(|gap| {
+        let is_lost = |lost: &LostWal| {
+            lost.gap.timeline == gap.timeline && lost.gap.start < gap.to_lsn && gap.from_lsn < lost.gap.end
+        };
+        let may_come = path.timeline_at(gap.from_lsn) == gap.timeline && archived < Some(gap.to_lsn);
+        !may_come || catalog.lost.iter().any(is_lost)
+    });
+    stored
 }
 
 /// Every gap from the oldest backup on, by timeline and position; while there is no backup, every one that was recorded.

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use chrono::DateTime;
 use recovery::{LineageId, LostWal};
-use wal::{Gap, Lsn, SegmentSize, SystemIdentifier, TimelineId};
+use wal::{Gap, Lsn, SegmentNumber, SegmentSize, SystemIdentifier, TimelineId};
 
 use super::GapRecord;
 use crate::durable;
 use crate::error::{Error, ErrorCode, Result};
 use crate::repository::{ClusterRepository, LineageRepository, RepositoryResult};
-use crate::spool::{Spool, SpoolError};
+use crate::spool::{Held, Spool, SpoolError};
 
 /// Name of the file that says which lineage a spool folder belongs to, so that WAL can be received while the repository is
 /// away.
@@ -119,7 +119,7 @@ impl Home {
 pub(super) struct StoredEnds {
     /// Timeline and end of its newest WAL, tails included.
     pub(super) newest: Option<(TimelineId, Lsn)>,
-    /// End of its whole segments.
+    /// Up to where every segment is stored.
     pub(super) archived: Option<Lsn>,
     /// Losses that were recorded by whoever stored before us, and were not made good since.
     pub(super) lost: Vec<GapRecord>,
@@ -141,7 +141,7 @@ pub(super) async fn look(repository: &LineageRepository, spool: &Spool) -> Resul
         Some((timeline, end))
     });
     let size = spool.segment_size();
-    let archived = newest.map(|(_, end)| wal::SegmentNumber::containing(end, size).start(size));
+    let archived = newest.map(|(_, end)| archived(SegmentNumber::containing(end, size).start(size), spool));
     let missing = |gap: &Gap| {
         let end = catalog.coverage.contiguous_end(gap.timeline, gap.start);
         end.is_none_or(|end| end < gap.end)
@@ -159,6 +159,13 @@ pub(super) async fn look(repository: &LineageRepository, spool: &Spool) -> Resul
     Ok(StoredEnds { newest, archived, lost })
 }
 
+/// Where what counts as archived ends, when the stored segments end at `stored`: they are stored side by side, so one that
+/// the spool still has may be missing between them.
+fn archived(stored: Lsn, spool: &Spool) -> Lsn {
+    let waiting = spool.held().into_iter().filter(|(_, held)| *held == Held::Complete);
+    waiting.map(|(name, _)| spool.start_of(name)).min().map_or(stored, |first| first.min(stored))
+}
+
 /// The lineage in the repository: the one we know, or the newest.
 pub(super) async fn open_lineage(
     cluster: &ClusterRepository,
@@ -171,5 +178,38 @@ pub(super) async fn open_lineage(
             Err(error) => Err(error),
         },
         None => cluster.newest_lineage().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wal::{SegmentName, SegmentSize, SystemIdentifier};
+
+    use super::*;
+    use crate::spool::SpoolOptions;
+
+    #[test]
+    fn what_the_spool_still_has_does_not_count_as_archived() {
+        const SIZE: u64 = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let segment_size = SegmentSize::new(SIZE).unwrap();
+        let (dir, system_identifier) = (dir.path().join("spool"), SystemIdentifier::new(7));
+        let spool = Spool::open(SpoolOptions { dir, segment_size, system_identifier, max_size: None }).unwrap();
+        let name = |number| SegmentName::new(TimelineId::FIRST, SegmentNumber::new(number), segment_size);
+        let lsn = |number| Lsn::new(number * SIZE);
+        assert_eq!(archived(lsn(5), &spool), lsn(5));
+        // The open segment and what follows it are no whole ones.
+        let mut open = spool.create(name(7)).unwrap();
+        open.activate(None);
+        open.write(&[1; 100]).unwrap();
+        assert_eq!(archived(lsn(5), &spool), lsn(5));
+        for number in [3, 6] {
+            let mut file = spool.create(name(number)).unwrap();
+            file.activate(None);
+            file.write(&vec![1; 1 << 20]).unwrap();
+            file.complete().unwrap().publish().unwrap();
+        }
+        assert_eq!(archived(lsn(5), &spool), lsn(3), "4 was stored before 3, and then we were killed");
+        assert_eq!(archived(lsn(2), &spool), lsn(2));
     }
 }

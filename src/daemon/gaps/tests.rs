@@ -78,6 +78,29 @@ fn a_hole_that_a_listing_shows_is_open_only_in_what_counts_as_archived() {
 }
 
 #[test]
+fn a_hole_that_was_filled_while_the_listing_went_on_is_none() {
+    let mut view = samples::well();
+    let mut listed = (*samples::stored(vec![samples::backup("2026-11-20T03:05:00Z")])).clone();
+    listed.window.gaps = vec![WindowGap {
+        timeline: TimelineId::FIRST,
+        from_lsn: lsn(0x300_0000),
+        to_lsn: lsn(0x400_0000),
+        reason: "not in the repository".to_owned(),
+    }];
+    let mut seen_by = |archived: Option<u64>, listed: &Stored| {
+        view.stored = Some(Arc::new(without_what_is_on_its_way(listed.clone(), archived.map(lsn))));
+        (all(&view).len(), open(&view).is_some())
+    };
+    // By now everything up to 0/5000000 is archived.
+    assert_eq!(seen_by(Some(0x3FF_FFFF), &listed), (0, false), "its segment was on its way");
+    assert_eq!(seen_by(None, &listed), (0, false));
+    assert_eq!(seen_by(Some(0x400_0000), &listed), (1, true), "all before was stored when the listing began");
+    let gap = wal::Gap { timeline: TimelineId::FIRST, start: lsn(0x300_0000), end: lsn(0x400_0000) };
+    listed.catalog.lost = vec![LostWal { gap, reason: "dropped".to_owned(), found_at: None }];
+    assert_eq!(seen_by(Some(0x300_0000), &listed).0, 1, "it is written down that it is lost");
+}
+
+#[test]
 fn a_gap_is_told_once_though_the_listing_and_the_pipeline_know_it() {
     let mut view = with_gap(0x300_0000, 0x400_0000);
     let mut stored = (*samples::stored(vec![samples::backup("2026-11-20T03:05:00Z")])).clone();
