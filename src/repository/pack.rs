@@ -72,7 +72,9 @@ impl PackBuilder {
     pub fn of_size(full: usize) -> Self {
         let full = full.min(PACK_SIZE);
         // Chunks end a little above the size; the table of contents follows.
-        Self { bytes: Vec::with_capacity(full + (PACK_SIZE >> 4)), chunks: Vec::new(), full }
+        // Of memory only what is written counts. Buffers of changing sizes below 32 MiB would be taken from malloc's heap and
+        // leave holes there; larger ones are mapped and given back (mallopt(3), M_MMAP_THRESHOLD).
+        Self { bytes: Vec::with_capacity(PACK_SIZE + (PACK_SIZE >> 4)), chunks: Vec::new(), full }
     }
 
     /// Its bytes so far.
