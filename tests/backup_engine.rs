@@ -1,6 +1,5 @@
 //! Does a base backup hold every byte of the cluster, share what it can, and never exist before it is whole?
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -165,23 +164,6 @@ impl Bench {
 
 fn fast() -> BackupRequest {
     BackupRequest { checkpoint: CheckpointMode::Fast, ..BackupRequest::default() }
-}
-
-/// Every regular file below `dir`, by its path.
-fn files_below(dir: &Path) -> BTreeMap<Vec<u8>, PathBuf> {
-    fn walk(root: &Path, dir: &Path, found: &mut BTreeMap<Vec<u8>, PathBuf>) {
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(root, &path, found);
-            } else {
-                found.insert(path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec(), path);
-            }
-        }
-    }
-    let mut found = BTreeMap::new();
-    walk(dir, dir, &mut found);
-    found
 }
 
 /// Bytes that do not compress, from a seed.

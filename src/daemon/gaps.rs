@@ -3,7 +3,7 @@
 use std::fmt;
 
 use chrono::{DateTime, Utc};
-use recovery::{Backup, BackupStatus, LostWal, WindowGap, live_timeline};
+use recovery::{Backup, BackupStatus, WindowGap, live_timeline};
 use wal::{Lsn, TimelineId};
 
 use super::view::{ClusterView, Stored};
@@ -41,11 +41,8 @@ pub fn without_what_is_on_its_way(mut stored: Stored, archived: Option<Lsn>) -> 
     let Some(live) = live_timeline(catalog) else { return stored };
     let path = catalog.path_to(live);
     window.gaps.retain(|gap| {
-        let is_lost = |lost: &LostWal| {
-            lost.gap.timeline == gap.timeline && lost.gap.start < gap.to_lsn && gap.from_lsn < lost.gap.end
-        };
         let may_come = path.timeline_at(gap.from_lsn) == gap.timeline && archived < Some(gap.to_lsn);
-        !may_come || catalog.lost.iter().any(is_lost)
+        !may_come || catalog.lost.iter().any(|lost| overlaps(gap, lost.gap.timeline, lost.gap.start, lost.gap.end))
     });
     stored
 }
@@ -59,9 +56,7 @@ pub fn all(view: &ClusterView) -> Vec<WindowGap> {
     let mut gaps = stored.map(|stored| stored.window.gaps.clone()).unwrap_or_default();
     let oldest = view.backups().iter().map(|backup| backup.start_lsn).min();
     for record in view.wal.iter().flat_map(|wal| &wal.gaps).filter(|gap| oldest.is_none_or(|oldest| gap.to > oldest)) {
-        let known = gaps
-            .iter()
-            .any(|gap| gap.timeline == record.timeline && gap.from_lsn < record.to && record.from < gap.to_lsn);
+        let known = gaps.iter().any(|gap| overlaps(gap, record.timeline, record.from, record.to));
         if !known {
             gaps.push(WindowGap {
                 timeline: record.timeline,
@@ -92,7 +87,7 @@ pub fn open(view: &ClusterView) -> Option<OpenGap> {
     // What is archived side by side may be listed in another order: only a hole in what counts as archived is one.
     let recorded = |gap: &WindowGap| {
         let Some(wal) = &view.wal else { return Some(stored.read_at) };
-        let record = wal.gaps.iter().find(|r| r.timeline == gap.timeline && r.from < gap.to_lsn && gap.from_lsn < r.to);
+        let record = wal.gaps.iter().find(|record| overlaps(gap, record.timeline, record.from, record.to));
         let archived = wal.archived >= Some(gap.to_lsn);
         record.map(|record| record.at).or_else(|| archived.then_some(stored.read_at))
     };
@@ -103,6 +98,11 @@ pub fn open(view: &ClusterView) -> Option<OpenGap> {
     let gap = all(view).into_iter().rfind(|gap| on_live_branch(gap) && recorded(gap).is_some() && !followed(gap))?;
     let found_at = recorded(&gap)?;
     Some(OpenGap { timeline: gap.timeline, from: gap.from_lsn, to: gap.to_lsn, reason: gap.reason, found_at })
+}
+
+/// Whether the gap and this stretch of WAL have bytes in common.
+fn overlaps(gap: &WindowGap, timeline: TimelineId, from: Lsn, to: Lsn) -> bool {
+    gap.timeline == timeline && gap.from_lsn < to && from < gap.to_lsn
 }
 
 /// Whether recovery can start from this backup and go on beyond the gap.

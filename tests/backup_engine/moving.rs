@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use pgvault::primary::{ConnectOptions, Conninfo, Environment};
 
-use super::{Bench, fast, files_below, noise};
+use super::{Bench, fast, noise};
+use crate::support::exact::files_below;
 use crate::support::pg::{PgNode, give_to_server_user, major, test_dir};
 use crate::support::proxy::{Direction, Proxy};
 

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use pgvault::repository::file_table::EntryKind;
 use wal::Lsn;
 
-use super::{Bench, files_below, noise, put_file};
+use super::{Bench, noise, put_file};
+use crate::support::exact::files_below;
 use crate::support::pg::{PgNode, give_to_server_user, test_dir};
 
 /// A cluster with everything that is odd: tablespace, strange names, empty and large files, an unlogged table.

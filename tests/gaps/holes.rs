@@ -11,17 +11,7 @@ use super::flush_lsn;
 use crate::support::LIMIT;
 use crate::support::pg::{PgNode, give_to_server_user, test_dir};
 use crate::support::restored::{Scene, lsn, wait_promoted};
-
-/// Every stored object below the repository, by path.
-fn objects(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { found.extend(objects(&path)) } else { found.push(path) }
-    }
-    found.sort();
-    found
-}
+use crate::support::tree::files_below;
 
 /// Takes an object away for the length of a look.
 fn without<T>(path: &Path, look: impl FnOnce() -> T) -> T {
@@ -86,7 +76,7 @@ fn what_was_taken_out_is_named_by_verify_and_by_a_dry_run() {
     );
     let (code, whole_plan) = dry_run(&scene, &["--latest"]);
     assert_eq!(code, 0, "{whole_plan}");
-    let stored = objects(&scene.installed.repository);
+    let stored = files_below(&scene.installed.repository);
     let is_segment =
         |path: &&PathBuf| path.to_str().unwrap().ends_with(".zst") && path.to_str().unwrap().contains("/wal/");
     let (tails, segments): (Vec<_>, Vec<_>) =
@@ -153,7 +143,7 @@ fn what_was_taken_out_is_named_by_verify_and_by_a_dry_run() {
     give_to_server_user(&scene.installed.repository);
     assert_eq!(verify(&scene, &[]).0, 0);
     assert_eq!(dry_run(&scene, &["--latest"]).0, 0);
-    let history = objects(&scene.installed.repository);
+    let history = files_below(&scene.installed.repository);
     let history = history.iter().find(|path| path.ends_with("00000002.history")).unwrap();
     without(history, || {
         let (code, report) = verify(&scene, &["--quick"]);

@@ -18,6 +18,11 @@ fn record(from: u64, to: u64) -> GapRecord {
     }
 }
 
+/// What a listing shows, from 0/3000000 on.
+fn hole(to: u64, reason: &str) -> WindowGap {
+    WindowGap { timeline: TimelineId::FIRST, from_lsn: lsn(0x300_0000), to_lsn: lsn(to), reason: reason.to_owned() }
+}
+
 /// The sample's only backup starts at 0/2000028.
 fn with_gap(from: u64, to: u64) -> ClusterView {
     let mut view = samples::well();
@@ -62,17 +67,11 @@ fn without_a_backup_a_gap_is_told_and_starts_nothing() {
 #[test]
 fn a_hole_that_a_listing_shows_is_open_only_in_what_counts_as_archived() {
     let mut view = samples::well();
-    let gap = |to: u64| WindowGap {
-        timeline: TimelineId::FIRST,
-        from_lsn: lsn(0x300_0000),
-        to_lsn: lsn(to),
-        reason: "not in the repository".to_owned(),
-    };
     let mut stored = (*samples::stored(vec![samples::backup("2026-11-20T03:05:00Z")])).clone();
-    stored.window.gaps = vec![gap(0x600_0000)];
+    stored.window.gaps = vec![hole(0x600_0000, "not in the repository")];
     view.stored = Some(Arc::new(stored.clone()));
     assert_eq!(open(&view), None, "segments are stored side by side: it may be filled in a moment");
-    stored.window.gaps = vec![gap(0x400_0000)];
+    stored.window.gaps = vec![hole(0x400_0000, "not in the repository")];
     view.stored = Some(Arc::new(stored));
     assert!(open(&view).is_some());
 }
@@ -81,12 +80,7 @@ fn a_hole_that_a_listing_shows_is_open_only_in_what_counts_as_archived() {
 fn a_hole_that_was_filled_while_the_listing_went_on_is_none() {
     let mut view = samples::well();
     let mut listed = (*samples::stored(vec![samples::backup("2026-11-20T03:05:00Z")])).clone();
-    listed.window.gaps = vec![WindowGap {
-        timeline: TimelineId::FIRST,
-        from_lsn: lsn(0x300_0000),
-        to_lsn: lsn(0x400_0000),
-        reason: "not in the repository".to_owned(),
-    }];
+    listed.window.gaps = vec![hole(0x400_0000, "not in the repository")];
     let mut seen_by = |archived: Option<u64>, listed: &Stored| {
         view.stored = Some(Arc::new(without_what_is_on_its_way(listed.clone(), archived.map(lsn))));
         (all(&view).len(), open(&view).is_some())
@@ -96,7 +90,7 @@ fn a_hole_that_was_filled_while_the_listing_went_on_is_none() {
     assert_eq!(seen_by(None, &listed), (0, false));
     assert_eq!(seen_by(Some(0x400_0000), &listed), (1, true), "all before was stored when the listing began");
     let gap = wal::Gap { timeline: TimelineId::FIRST, start: lsn(0x300_0000), end: lsn(0x400_0000) };
-    listed.catalog.lost = vec![LostWal { gap, reason: "dropped".to_owned(), found_at: None }];
+    listed.catalog.lost = vec![recovery::LostWal { gap, reason: "dropped".to_owned(), found_at: None }];
     assert_eq!(seen_by(Some(0x300_0000), &listed).0, 1, "it is written down that it is lost");
 }
 
@@ -104,12 +98,7 @@ fn a_hole_that_was_filled_while_the_listing_went_on_is_none() {
 fn a_gap_is_told_once_though_the_listing_and_the_pipeline_know_it() {
     let mut view = with_gap(0x300_0000, 0x400_0000);
     let mut stored = (*samples::stored(vec![samples::backup("2026-11-20T03:05:00Z")])).clone();
-    stored.window.gaps = vec![WindowGap {
-        timeline: TimelineId::FIRST,
-        from_lsn: lsn(0x300_0000),
-        to_lsn: lsn(0x400_0000),
-        reason: "in the repository's words".to_owned(),
-    }];
+    stored.window.gaps = vec![hole(0x400_0000, "in the repository's words")];
     view.stored = Some(Arc::new(stored));
     assert_eq!(all(&view).len(), 1);
     assert_eq!(open(&view).unwrap().reason, "in the repository's words");
